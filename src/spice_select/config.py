@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spice_select.errors import ConfigError
 
@@ -100,7 +100,7 @@ class SelectionConfig(Section):
 
     budget: int | float | str | None = None
     """Rows (12), a share (0.1 or ``10%``), or response tokens (``50000 tokens``); may be absent with a stop ratio."""
-    alpha: float | Literal["auto"] = 1.0
+    alpha: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
     """Fisher scale a; ``auto`` is 1 over the median squared gradient norm."""
     conflict_weight: float = Field(0.1, ge=0)
     """Weight lambda of the conflict."""
@@ -141,3 +141,169 @@ class RunConfig(Section):
     gradients: GradientConfig = GradientConfig()
     selection: SelectionConfig = SelectionConfig()
     output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _under_preset(cls, values: Any) -> Any:
+        """Lay the preset under what was given."""
+        if not isinstance(values, Mapping):
+            return values
+        preset = values.get("preset", cls.model_fields["preset"].default)
+        return merge(PRESETS[preset], values) if isinstance(preset, str) and preset in PRESETS else values
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper to the letter: raw gradients, a = 1, lambda = 0.1 against the mean of the picks.
+    "paper": {
+        "selection": {
+            "alpha": 1.0,
+            "conflict_weight": 0.1,
+            "penalty": "absolute",
+            "reference": "selected",
+            "hinge": 0.0,
+            "normalize": "none",
+            "fisher": "exact",
+        }
+    },
+    # Evens out the noise of a token mean, so that short responses don't lead by their noise alone; a is free of the scale of the loss.
+    "recommended": {"selection": {"normalize": "sqrt_tokens", "alpha": "auto"}},
+}
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay nested settings over others; values of ``top`` win."""
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def load_config(
+    file: Path | None = None,
+    overrides: Iterable[str] = (),
+    values: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+) -> RunConfig:
+    """Resolve a configuration: preset, then file, then flags, then ``--set`` overrides.
+
+    Args:
+        file: YAML file, such as the ``config.yaml`` that a run writes.
+        overrides: ``section.key=value`` strings; the value is read as YAML.
+        values: Nested settings from command-line flags.
+        preset: Name of a preset; replaces the one named in the file.
+
+    Raises:
+        ConfigError: A file that cannot be read, an unknown key, or a value that doesn't fit.
+    """
+    settings: dict[str, Any] = {}
+    if file is not None:
+        settings = _read_yaml(file)
+    if values:
+        settings = merge(settings, values)
+    for override in overrides:
+        settings = merge(settings, _parse_override(override))
+    if preset is not None:
+        settings["preset"] = preset
+    return resolve(settings)
+
+
+def resolve(settings: Mapping[str, Any]) -> RunConfig:
+    """Validate nested settings; errors name the field, its value and the nearest known key.
+
+    Raises:
+        ConfigError: The first fault found, in one sentence.
+    """
+    try:
+        return RunConfig.model_validate(dict(settings))
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from None
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The fully resolved configuration as YAML that :func:`load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"The configuration file {file} cannot be read ({_reason(error)}); name a YAML file."
+        ) from None
+    try:
+        settings = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        where = getattr(error, "problem_mark", None)
+        at = f" at line {where.line + 1}" if where else ""
+        raise ConfigError(f"The configuration file {file} is no valid YAML{at}; mend it or leave it out.") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise ConfigError(
+            f"The configuration file {file} must hold sections such as 'selection:', not {_kind(settings)}."
+        )
+    return settings
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    path, separator, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"--set takes section.key=value, such as selection.alpha=auto, not '{text}'.")
+    try:
+        parsed: Any = yaml.safe_load(value) if value.strip() else ""
+    except (yaml.YAMLError, ValueError, RecursionError):
+        parsed = value
+    for key in reversed(keys):
+        parsed = {key: parsed}
+    return parsed
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] != "extra_forbidden":
+        path = _setting_path(path)
+    field = ".".join(path) or "configuration"
+    if first["type"] == "extra_forbidden":
+        section = _section_at(path[:-1])
+        known = list(section.model_fields) if section else list(RunConfig.model_fields)
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.0)
+        hint = f"did you mean '{'.'.join([*path[:-1], near[0]])}'?" if near else f"known are {', '.join(known)}."
+        return f"Unknown setting '{field}'; {hint}"
+    value = repr(first.get("input"))
+    shown = value if len(value) <= 60 else value[:57] + "..."
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"Setting '{field}' cannot be {shown}: {message[:1].lower()}{message[1:]}."
+
+
+def _setting_path(path: list[str]) -> list[str]:
+    """The part of an error's location that names a setting; pydantic adds the branch of a union that it tried."""
+    for length in range(1, len(path) + 1):
+        section = _section_at(path[: length - 1])
+        if section is None or path[length - 1] not in section.model_fields:
+            return path[: length - 1]
+    return path
+
+
+def _section_at(path: Iterable[str]) -> type[BaseModel] | None:
+    model: type[BaseModel] = RunConfig
+    for key in path:
+        field = model.model_fields.get(key)
+        inner = field.annotation if field else None
+        candidates = [inner, *getattr(inner, "__args__", ())]
+        found = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if found is None:
+            return None
+        model = found
+    return model
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+def _kind(value: object) -> str:
+    return {list: "a list", str: "text", int: "a number", float: "a number"}.get(type(value), type(value).__name__)
