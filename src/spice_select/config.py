@@ -1,7 +1,7 @@
 """The resolved configuration of a run, and the only home of its defaults.
 
-Every section forbids unknown keys. A preset is a named set of values laid under what the user gave; the configuration that a run
-writes is always fully resolved, so that it replays the run whatever later versions take as defaults.
+Every section forbids unknown keys. A preset is a named set of values laid under what the user gave; the configuration
+that a run writes is always fully resolved, so that it replays the run whatever later versions take as defaults.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ class DataConfig(Section):
     """Files, folders or Hub ids (``owner/name``, ``owner/name@revision``, ``owner/name:config``)."""
     split: str = "train"
     """Split of a Hub data set."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(default=None, ge=1)
     """Use only the first this many rows of all sources together."""
     columns: dict[str, str] = {}
-    """Column mapping laid over the schema found: role (messages, prompt, response, context, system, history, tools, text) to column."""
+    """Column mapping laid over the schema found: role to column, the roles being messages, prompt, response, context,
+    system, history, tools and text."""
     train_on: Literal["all-assistant", "last"] = "all-assistant"
     """Which assistant turns of a conversation are trained, and so have a loss."""
-    max_length: int = Field(2048, ge=8)
+    max_length: int = Field(default=2048, ge=8)
     """Tokens kept of one example; the response is kept in view, and truncation is counted."""
     chat_template: str | None = None
     """A Jinja chat template, or the path of a file that holds one, instead of the tokenizer's own."""
@@ -64,8 +65,8 @@ class ModelConfig(Section):
 class LoraConfig(Section):
     """Low-rank adapters whose gradients stand for those of the full weights."""
 
-    r: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
+    r: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
     factors: Literal["both", "B"] = "B"
     """At initialisation B = 0, so the gradient of A is exactly 0; ``both`` is for trained adapters."""
     adapter: str | None = None
@@ -76,21 +77,21 @@ class GradientConfig(Section):
     """Which gradients are taken and how they are sketched."""
 
     layers: str = "all-linear"
-    """``all-linear`` (every linear layer but the output head), or a regular expression that full module names must match."""
+    """``all-linear`` (every linear layer but the output head), or a regular expression for full module names."""
     lora: LoraConfig | None = None
     """Take the gradients of low-rank adapters on those layers instead of the full weights."""
     sketch: Literal["fold", "two-sided", "dense", "none"] = "fold"
-    dim: int = Field(4096, ge=1)
+    dim: int = Field(default=4096, ge=1)
     """Sketch dimension D of ``fold`` and ``dense``."""
-    rank: int = Field(64, ge=1)
+    rank: int = Field(default=64, ge=1)
     """Side of the two-sided sketch, per layer."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of the sketch's counter-based random numbers."""
     loss: Literal["response", "all"] = "response"
     """Mean over response tokens, or over every token of the example."""
-    batch_tokens: int = Field(4096, ge=1)
+    batch_tokens: int = Field(default=4096, ge=1)
     """Padded tokens in one forward and backward pass; halved when memory runs out."""
-    shard_rows: int = Field(1024, ge=1, le=1024)
+    shard_rows: int = Field(default=1024, ge=1, le=1024)
     store_dtype: Literal["float32", "float16"] = "float32"
     """float16 holds rows divided by their norm, the norms beside in float32."""
 
@@ -102,13 +103,13 @@ class SelectionConfig(Section):
     """Rows (12), a share (0.1 or ``10%``), or response tokens (``50000 tokens``); may be absent with a stop ratio."""
     alpha: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
     """Fisher scale a; ``auto`` is 1 over the median squared gradient norm."""
-    conflict_weight: float = Field(0.1, ge=0)
+    conflict_weight: float = Field(default=0.1, ge=0)
     """Weight lambda of the conflict."""
     penalty: Literal["absolute", "relative"] = "absolute"
     reference: Literal["selected", "pool"] = "selected"
     hinge: float | str = 0.0
     normalize: Literal["none", "unit", "sqrt_tokens", "clip"] = "none"
-    stop_ratio: float | None = Field(None, gt=0)
+    stop_ratio: float | None = Field(default=None, gt=0)
     robust_stop: bool = False
     """Compare with the median of the first few gains instead of the first alone."""
     fisher: Literal["exact", "diag-logdet", "paper-diag", "released"] = "exact"
@@ -135,7 +136,7 @@ class RunConfig(Section):
     """All settings of one run."""
 
     preset: Literal["paper", "recommended"] = "recommended"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     gradients: GradientConfig = GradientConfig()
@@ -165,7 +166,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "fisher": "exact",
         }
     },
-    # Evens out the noise of a token mean, so that short responses don't lead by their noise alone; a is free of the scale of the loss.
+    # Evens out the noise of a token mean, so that short responses don't lead by their noise alone, and makes the
+    # picks free of the scale of the loss.
     "recommended": {"selection": {"normalize": "sqrt_tokens", "alpha": "auto"}},
 }
 
