@@ -1,0 +1,1 @@
+"""Numbers about a selection: what was picked from what, and how good it provably is."""

@@ -1,0 +1,291 @@
+"""A proven lower bound on how much of the best possible information a run's picks hold.
+
+For every prefix S_t of the picks and every feasible set S*, monotonicity and submodularity of F = log det(I + a F_S) give::
+
+    F(S*) <= F(S_t) + sum of the K largest marginal gains D_x(S_t), x a candidate outside S_t
+
+(Nemhauser, Wolsey and Fisher, 1978). U is the least right side over the prefixes tried, and the certificate is F(S) / U. A token budget
+takes the fractional-knapsack sum. Any upper bound of a gain keeps the statement true, which is what lets this be cheap: gains of an early
+prefix bound those of the whole selection, so only rows that can still be among the K largest are measured again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+
+from spice_select.analysis.posterior import CHUNK_ROWS, Posterior, RowReader, ScaledRows
+
+SMALL_PREFIX = 32
+"""Prefixes up to here share one pass over the pool."""
+SMALL_MEMBERS = 1024
+"""Most rows, those in hand with them, that the shared pass projects onto."""
+CHEAP_WORK = 2_000_000_000
+"""Multiply-adds over the pool below which a prefix in the middle is tried too, and float32 saves nothing."""
+LOOSENESS = 0.002
+"""Part of U that float32's error bounds may cost before the leading rows are measured again in float64."""
+
+
+class Certificate(BaseModel):
+    """What one run's picks are proven to hold.
+
+    Attributes:
+        value: Lower bound on F(S) / F(S*), S* the best set within the budget, in [0, 1].
+        information: F(S) in nats, over the rows already in hand.
+        upper_bound: U in nats: no set within the budget holds more.
+        budget: K, in rows or response tokens.
+        unit: What the budget counts.
+        prefix: Number of picks t whose bound is the least.
+        prefixes: Every t that was tried.
+        value_at_size: The same with K = number of picks, where the run stopped before its budget.
+        guarantee: Bound that greedy itself carries, 1 - 1/e, where it holds (no penalty, rows, no quotas, budget filled).
+        penalised: The picks maximise information less a penalty, and the certificate speaks of information alone.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    value: float = Field(ge=0, le=1)
+    information: float
+    upper_bound: float
+    budget: float
+    unit: Literal["rows", "tokens"] = "rows"
+    prefix: int
+    prefixes: tuple[int, ...]
+    value_at_size: float | None = None
+    guarantee: float | None = None
+    penalised: bool = False
+
+    @property
+    def best(self) -> float:
+        """The larger of the certificate and greedy's own guarantee."""
+        return max(self.value, self.guarantee or 0.0)
+
+    def sentence(self) -> str:
+        """The certificate in words."""
+        what = f"{self.budget:,.0f} {'rows' if self.unit == 'rows' else 'response tokens'}"
+        text = (
+            f"The picks hold at least {_percent(self.best)} of the Fisher information that any choice of {what} could hold"
+            f" (proven for this run)"
+        )
+        if self.value_at_size is not None:
+            text += f", and at least {_percent(self.value_at_size)} of what any choice of as many rows could hold"
+        if self.penalised:
+            text += "; this speaks of information alone, while the run also paid for avoiding conflict"
+        return text + "."
+
+
+def certify(
+    gradients: RowReader,
+    picks: Sequence[int] | Int[np.ndarray, " k"],
+    *,
+    alpha: float,
+    budget: float,
+    factors: Float[np.ndarray, " n"] | None = None,
+    candidates: Bool[np.ndarray, " n"] | None = None,
+    initial: Sequence[int] | Int[np.ndarray, " m"] = (),
+    tokens: Int[np.ndarray, " n"] | None = None,
+    penalised: bool = False,
+    constrained: bool = False,
+) -> Certificate:
+    """Bound what fraction of the best possible information the picks hold.
+
+    Args:
+        gradients: ``[n, d]`` rows, read in chunks and never held whole.
+        picks: Row numbers in order of choice.
+        alpha: Fisher scale a, a number.
+        budget: K: rows, or response tokens where ``tokens`` is given.
+        factors: Factor of every row, as normalisation makes them; 1 where absent.
+        candidates: Rows that may be chosen; all where absent.
+        initial: Rows already in hand: part of every set, counted in none.
+        tokens: Response tokens of each row, for a token budget.
+        penalised: A conflict penalty had a say in the picks.
+        constrained: Quotas narrowed the choice, so that greedy's own guarantee is not stated.
+
+    Returns:
+        The certificate; 1 where nothing could be gained.
+    """
+    rows = ScaledRows(gradients, factors)
+    n, dim = rows.shape
+    held, size = len(initial), len(picks)
+    order = np.concatenate([np.asarray(initial, dtype=np.int64), np.asarray(picks, dtype=np.int64)])
+    weights = np.ones(n) if tokens is None else np.asarray(tokens, dtype=np.float64)
+    spent = float(weights[order[held:]].sum())
+    capacities = [float(budget), spent] if spent < budget else [spent]
+    eligible = np.ones(n, dtype=bool) if candidates is None else np.array(candidates, dtype=bool)
+    eligible[order[:held]] = False
+
+    bounds: dict[int, tuple[float, ...]] = {}
+
+    def record(t: int, gains: Float[np.ndarray, " n"], gained: float) -> None:
+        outside = gains.copy()
+        outside[order[held : held + t]] = 0.0
+        bounds[t] = tuple(gained + _fractional_sum(outside, weights, capacity) for capacity in capacities)
+
+    small = _powers(1, min(size, SMALL_PREFIX), 2) if held + SMALL_PREFIX <= SMALL_MEMBERS else [0]
+    leading = Posterior(rows, order[: held + small[-1]], alpha, project=True if len(small) > 1 else None)
+    norms, gains = _first_pass(rows, leading, [held + t for t in small], eligible)
+    if leading.projection is not None:
+        logs = 2.0 * np.log(leading.diagonal)
+        start = float(logs[:held].sum())
+        gained = {t: float(logs[held : held + t].sum()) for t in small}
+    else:
+        start, gained = leading.logdet, {0: 0.0}
+    for t, measured in zip(small, gains, strict=True):
+        record(t, measured, gained[t])
+
+    stale = gains[-1]
+    for t in _later_prefixes(size, small[-1], held, n, dim):
+        posterior = Posterior(rows, order[: held + t], alpha)
+        gained[t] = posterior.logdet - start
+        stale = stale.copy()
+        stale[order[held : held + t]] = 0.0
+        stale = _refresh(rows, stale, norms, posterior, weights, capacities[0], gained[t])
+        record(t, stale, gained[t])
+
+    best = min(bounds, key=lambda t: bounds[t][0])
+    total = max(0.0, gained[size])
+    early = len(capacities) > 1
+    return Certificate(
+        value=_ratio(total, bounds[best][0]),
+        information=total,
+        upper_bound=max(bounds[best][0], total),
+        budget=float(budget),
+        unit="rows" if tokens is None else "tokens",
+        prefix=best,
+        prefixes=tuple(bounds),
+        value_at_size=_ratio(total, min(upper[-1] for upper in bounds.values())) if early else None,
+        guarantee=None if penalised or constrained or early or tokens is not None else 1.0 - math.exp(-1.0),
+        penalised=penalised,
+    )
+
+
+def _first_pass(
+    rows: ScaledRows, leading: Posterior, sizes: list[int], eligible: Bool[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " n"], list[Float[np.ndarray, " n"]]]:
+    """Squared norms of the stored rows, and gain bounds at every small prefix, 0 for what can't be chosen."""
+    n = rows.shape[0]
+    norms = np.zeros(n)
+    gains = np.zeros((len(sizes), n))
+    for begin in range(0, n, CHUNK_ROWS):
+        chunk = np.arange(begin, min(begin + CHUNK_ROWS, n))
+        chunk = chunk[eligible[chunk]]
+        if not len(chunk):
+            continue
+        scaled = rows.scaled(chunk)
+        if leading.projection is not None:
+            norms[chunk], left = leading.upper_of_prefixes(scaled, sizes)
+        else:
+            norms[chunk], left = np.einsum("ij,ij->i", scaled, scaled), leading.upper(scaled)[None]
+        gains[:, chunk] = np.log1p(leading.alpha * left)
+    return norms, list(gains)
+
+
+def _refresh(
+    rows: ScaledRows,
+    stale: Float[np.ndarray, " n"],
+    norms: Float[np.ndarray, " n"],
+    posterior: Posterior,
+    weights: Float[np.ndarray, " n"],
+    capacity: float,
+    gained: float,
+) -> Float[np.ndarray, " n"]:
+    """Gain bounds as tight as the sum over the best rows needs; float32 screens where there is much to measure."""
+    middle = stale.copy()
+
+    def exact(chunk: Int[np.ndarray, " b"]) -> Float[np.ndarray, " b"]:
+        return np.log1p(posterior.alpha * posterior.upper(rows.scaled(chunk)))
+
+    def screened(chunk: Int[np.ndarray, " b"]) -> Float[np.ndarray, " b"]:
+        squared = np.square(rows.factors[chunk])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            raw_norms = np.where(squared > 0, norms[chunk] / squared, 0.0)
+            upper, value = posterior.screen(rows.raw(chunk), raw_norms)
+            bound, centre = (np.log1p(posterior.alpha * q * squared) for q in (upper, value))
+        # A factor of 0 times an overflow is no number: what was known before stands.
+        middle[chunk] = np.fmin(middle[chunk], centre)
+        return bound
+
+    if posterior.screens and rows.shape[0] * rows.shape[1] ** 2 > CHEAP_WORK:
+        stale = _measure_leading(stale, screened, weights, capacity)
+        upper = _fractional_sum(stale, weights, capacity)
+        if upper - _fractional_sum(np.minimum(middle, stale), weights, capacity) <= LOOSENESS * (gained + upper):
+            return stale
+    return _measure_leading(stale, exact, weights, capacity)
+
+
+def _measure_leading(
+    bounds: Float[np.ndarray, " n"],
+    measure: Callable[[Int[np.ndarray, " b"]], Float[np.ndarray, " b"]],
+    weights: Float[np.ndarray, " n"],
+    capacity: float,
+) -> Float[np.ndarray, " n"]:
+    """Tighten bounds from the most promising row down, until none that is left can be among those that fill the capacity."""
+    tightened = bounds.copy()
+    density = _density(bounds, weights)
+    order = np.argsort(-density, kind="stable")
+    order = order[density[order] > 0]
+    done = 0
+    while done < len(order):
+        chunk = np.sort(order[done : done + CHUNK_ROWS])
+        tightened[chunk] = np.fmin(tightened[chunk], measure(chunk))
+        done += len(chunk)
+        seen = order[:done]
+        if done < len(order) and _marginal_density(tightened[seen], weights[seen], capacity) >= density[order[done]]:
+            break
+    return tightened
+
+
+def _density(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Value for each unit of weight; a row that costs nothing comes before all others."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(values > 0, values / weights, 0.0)
+
+
+def _marginal_density(values: Float[np.ndarray, " m"], weights: Float[np.ndarray, " m"], capacity: float) -> float:
+    """Density of the row with which the densest first fill the capacity; 0 where they don't."""
+    density = _density(values, weights)
+    order = np.argsort(-density, kind="stable")
+    filled = np.cumsum(weights[order])
+    place = int(np.searchsorted(filled, capacity))
+    return float(density[order[place]]) if place < len(order) else 0.0
+
+
+def _fractional_sum(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"], capacity: float) -> float:
+    """Most value that fits the capacity when rows can be cut: at least what any whole rows reach."""
+    order = np.argsort(-_density(values, weights), kind="stable")
+    before = np.concatenate([[0.0], np.cumsum(weights[order])[:-1]])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        part = np.where(weights[order] > 0, (capacity - before) / weights[order], 1.0)
+    return float((values[order] * np.clip(part, 0.0, 1.0)).sum())
+
+
+def _powers(first: int, last: int, factor: int) -> list[int]:
+    """0, and ``first`` times the powers of ``factor`` up to ``last``, and ``last`` itself."""
+    steps = {0, last}
+    while first < last:
+        steps.add(first)
+        first *= factor
+    return sorted(steps)
+
+
+def _later_prefixes(size: int, done: int, held: int, n: int, dim: int) -> list[int]:
+    """Prefixes beyond the shared pass: the whole of the picks, and steps on the way where they cost little."""
+    return [
+        t
+        for t in _powers(4 * max(done, 1), size, 4)
+        if t > done and (t == size or n * dim * min(held + t, dim) <= CHEAP_WORK)
+    ]
+
+
+def _ratio(part: float, whole: float) -> float:
+    return 1.0 if part >= whole else part / whole
+
+
+def _percent(share: float) -> str:
+    # Rounded down: a lower bound must not grow in print.
+    return f"{math.floor(share * 1000) / 10:.1f}%"
