@@ -1,0 +1,57 @@
+"""What values look like, and what a schema says about columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spice_select.data.conversation import Kind
+
+ROLES = ("messages", "prompt", "response", "context", "system", "history", "tools", "text")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What the columns of a source mean.
+
+    Attributes:
+        kind: ``messages`` (role, content), ``conversations`` (from, value), ``pair`` (prompt and response) or ``text``.
+        columns: Column of each role that is used.
+    """
+
+    kind: Kind
+    columns: Mapping[str, str]
+
+    def describe(self) -> str:
+        """One line: the kind, and each column with its role."""
+        parts = [name if name == role else f"{name} as {role}" for role, name in self.columns.items()]
+        return f"{self.kind}: {', '.join(parts)}"
+
+
+def chat_kind(value: Any) -> Kind | None:
+    """``messages`` or ``conversations`` for a list of turns, or JSON text of one; None for anything else."""
+    turns = parse_json(value)
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
+        return None
+    if all("role" in turn for turn in turns):
+        return "messages"
+    if all("from" in turn and "value" in turn for turn in turns):
+        return "conversations"
+    return None
+
+
+def parse_json(value: Any) -> Any:
+    """Objects and lists that a column holds as JSON text (CSV files do); any other value is returned as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value can stand as the text of a turn: text, a number or a truth value."""
+    return isinstance(value, str | int | float)
