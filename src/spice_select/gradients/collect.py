@@ -1,0 +1,287 @@
+"""One gradient row per example, shard by shard, each shard whole or absent.
+
+What a shard holds, and which examples share a batch, follows from the examples and the settings alone: a run that was
+killed any number of times ends in the same bytes as one that was not. The one exception is memory: where a batch did
+not fit and was halved, rows agree to about 1e-5 and bytes may differ.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from spice_select.config import GradientConfig
+from spice_select.data.encoded import Encoded
+from spice_select.data.status import Status
+from spice_select.errors import DataError, ResourceError, StoreCorrupt
+from spice_select.files import Lock, free_bytes
+from spice_select.gradients.batches import Engine, Measurer, plan_batches
+from spice_select.gradients.locks import joined, lease
+from spice_select.gradients.manifest import Manifest, build_manifest, read_manifest
+from spice_select.gradients.shards import META_DTYPE, Shard, ShardFiles, stored
+from spice_select.gradients.store import GradientStore, estimated_bytes
+
+# Rows named one by one as they are met; the result names all.
+_NAMED = 10
+
+
+@dataclass(frozen=True)
+class CollectResult:
+    """What a collect left, and how it came about.
+
+    Attributes:
+        store: The whole store.
+        shards: Shards of the store.
+        reused_shards: Found whole and verified.
+        written_shards: Computed by this run.
+        peer_shards: Computed by other runs meanwhile.
+        damaged: What was wrong with each shard that was found damaged and computed anew.
+        non_finite: Rows whose loss or gradient is NaN or infinite; they are left out.
+        halvings: Times that memory ran out and a batch was halved.
+        tokens: Tokens that this run has worked through, padding aside.
+        seconds: Wall-clock time of the gradients and their writing in this run.
+    """
+
+    store: GradientStore
+    shards: int
+    reused_shards: int
+    written_shards: int
+    peer_shards: int
+    damaged: tuple[str, ...]
+    non_finite: tuple[int, ...]
+    halvings: int
+    tokens: int
+    seconds: float
+
+    def describe(self) -> list[str]:
+        """The same in plain sentences, without what did not occur."""
+        lines = [f"Computed {self.written_shards} of {self.shards} shards, and reused {self.reused_shards}."]
+        if self.peer_shards:
+            lines.append(f"Other runs computed {self.peer_shards} shards meanwhile.")
+        if self.damaged:
+            lines.append(f"Computed {len(self.damaged)} damaged shards anew: {self.damaged[0]}")
+        if self.halvings:
+            lines.append(f"Halved a batch {self.halvings} times because memory ran out; smaller batches run smoother.")
+        if self.non_finite:
+            few = ", ".join(map(str, self.non_finite[:10])) + (", ..." if len(self.non_finite) > 10 else "")
+            lines.append(f"Left out {len(self.non_finite)} rows with a NaN or infinite loss or gradient: {few}.")
+        return lines
+
+
+def collect(
+    encoded: Encoded,
+    engine: Engine,
+    folder: str | Path,
+    config: GradientConfig,
+    *,
+    identity: Mapping[str, Any],
+    progress: Callable[[int, int, int, float], None] | None = None,
+    note: Callable[[str], None] | None = None,
+    overwrite: bool = False,
+) -> CollectResult:
+    """Measure the gradient of every usable example and keep them in a store.
+
+    Whole shards that are there already are verified and kept; damaged ones are computed anew. Several processes may
+    collect into one folder at once: each takes the shards that no other is at, and all return when the store is whole.
+
+    Args:
+        encoded: The examples; row i of the store is example i.
+        engine: What measures them.
+        folder: Where the store goes.
+        config: Token budget of a batch, rows of a shard, and dtype of the store.
+        identity: Hashes of weights, tokenizer and template, and whatever else decides the numbers.
+        progress: Called after every batch with the usable rows that are done, those there are in all, and the tokens
+            and seconds that this run has taken.
+        note: Called with sentences that a user should read as they arise.
+        overwrite: Throw away what is in the folder, once everything else has been found in order.
+
+    Raises:
+        DataError: No example is usable.
+        StoreMismatch: The folder's store belongs to other settings.
+        OutputBusy: Another run is writing the store that is to be thrown away.
+        OutputError: The store cannot be written.
+        ResourceError: The disk is full, or a single example doesn't fit into memory.
+    """
+    folder = Path(folder)
+    if not encoded.usable.any():
+        raise DataError("No example has a response to take a gradient of; see why under 'rows', and change the data.")
+    requested = build_manifest(
+        rows=len(encoded),
+        dim=engine.dim,
+        shard_rows=config.shard_rows,
+        store_dtype=config.store_dtype,
+        examples=encoded.digest,
+        gradient=engine.spec(),
+        sources=identity,
+        batch_tokens=config.batch_tokens,
+    )
+    if not overwrite and (found := read_manifest(folder)) is not None:
+        found.require(requested, folder)
+    _require_space(folder, requested)
+    with joined(folder, requested, overwrite=overwrite) as manifest:
+        return _Collector(encoded, engine, folder, manifest, config, progress, note).run()
+
+
+@dataclass
+class _Collector:
+    """One run over one store."""
+
+    encoded: Encoded
+    engine: Engine
+    folder: Path
+    manifest: Manifest
+    config: GradientConfig
+    progress: Callable[[int, int, int, float], None] | None
+    note: Callable[[str], None] | None
+    files: ShardFiles = field(init=False)
+    usable: Bool[np.ndarray, " n"] = field(init=False)
+    total: int = field(init=False)
+    measurer: Measurer = field(init=False)
+    written: int = 0
+    peers: int = 0
+    done: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    non_finite: int = 0
+    damaged: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.files = ShardFiles(self.folder, self.manifest)
+        self.usable = self.encoded.usable
+        self.total = int(self.usable.sum())
+        self.measurer = Measurer(self.engine, self._say)
+
+    def run(self) -> CollectResult:
+        """Compute what is missing, wait for what others compute, and open the store."""
+        # Reading a shard to hash it costs about a thousandth of computing it, so that nothing is reused on trust.
+        todo = [shard for shard in self.files.plan if not self._whole(shard)]
+        reused = len(self.files.plan) - len(todo)
+        self.done = self.total - sum(self._usable_rows(shard) for shard in todo)
+        self._report()
+        taken = [shard for shard in todo if not self._try(shard)]
+        if taken:
+            self._say(f"Waiting for another run that is at {len(taken)} shards of this store.")
+        for shard in taken:
+            lock = lease(self.folder, shard, wait=True)
+            assert lock is not None
+            self._work(shard, lock)
+        store = GradientStore.open(self.folder)
+        return CollectResult(
+            store=store,
+            shards=len(self.files.plan),
+            reused_shards=reused,
+            written_shards=self.written,
+            peer_shards=self.peers,
+            damaged=tuple(self.damaged),
+            non_finite=tuple(map(int, np.flatnonzero(store.statuses == Status.NON_FINITE))),
+            halvings=self.measurer.halvings,
+            tokens=self.tokens,
+            seconds=self.seconds,
+        )
+
+    def _try(self, shard: Shard) -> bool:
+        lock = lease(self.folder, shard)
+        if lock is None:
+            return False
+        self._work(shard, lock)
+        return True
+
+    def _work(self, shard: Shard, lock: Lock) -> None:
+        """Compute a shard that this run has leased, unless another has finished it meanwhile."""
+        with lock:
+            if self._whole(shard, again=True):
+                self.peers += 1
+                self.done += self._usable_rows(shard)
+                self._report()
+                return
+            begun = time.perf_counter()
+            rows, meta = self._compute(shard, begun)
+            self.files.write(shard, rows, meta)
+            self.seconds += time.perf_counter() - begun
+            self.written += 1
+
+    def _whole(self, shard: Shard, *, again: bool = False) -> bool:
+        if not self.files.marker_path(shard).is_file():
+            return False
+        try:
+            self.files.check(shard, verify=True)
+            return True
+        except StoreCorrupt as error:
+            # The second look, under the lease, has nothing new to say of the same damage.
+            if not again:
+                self.damaged.append(str(error))
+                self._say(f"Shard {shard.number} is damaged and will be computed anew: {error}")
+            return False
+
+    def _compute(self, shard: Shard, begun: float) -> tuple[Float[np.ndarray, "m d"], np.ndarray]:
+        """Rows in the dtype of the store, and their records."""
+        span = slice(shard.start, shard.stop)
+        rows = np.zeros((len(shard), self.manifest.dim), self.manifest.store_dtype)
+        meta = np.zeros(len(shard), META_DTYPE)
+        meta["row"] = np.arange(shard.start, shard.stop)
+        meta["digest"] = self.encoded.digests[span]
+        meta["tokens"] = self.encoded.response_tokens[span]
+        meta["status"] = self.encoded.status[span]
+        meta["loss"] = np.nan
+        members = np.flatnonzero(self.usable[span])
+        lengths = self.encoded.lengths[span][members]
+        for batch in plan_batches(lengths, self.config.batch_tokens):
+            self._fill(shard, members[batch], rows, meta)
+            self.done += len(batch)
+            self.tokens += int(lengths[batch].sum())
+            self._report(time.perf_counter() - begun)
+        return rows, meta
+
+    def _fill(
+        self, shard: Shard, places: Int[np.ndarray, " b"], rows: Float[np.ndarray, "m d"], meta: np.ndarray
+    ) -> None:
+        """Measure the examples at ``places`` of a shard into its rows and records."""
+        numbers = [shard.start + int(place) for place in places]
+        found = self.measurer.measure(numbers, [self.encoded.example(number) for number in numbers])
+        good, finite = places[found.finite], found.finite
+        rows[good] = stored(found.rows[finite], found.norms[finite], self.manifest.store_dtype)
+        meta["loss"][good] = found.losses[finite]
+        meta["squared_norm"][good] = found.squared_norms[finite]
+        meta["norm"][good] = found.norms[finite]
+        for place in places[~finite]:
+            meta["status"][place] = Status.NON_FINITE
+            self.non_finite += 1
+            if self.non_finite <= _NAMED:
+                self._say(f"Row {shard.start + place} has a NaN or infinite loss or gradient and is left out.")
+
+    def _usable_rows(self, shard: Shard) -> int:
+        return int(self.usable[shard.start : shard.stop].sum())
+
+    def _report(self, running: float = 0.0) -> None:
+        if self.progress is not None:
+            self.progress(self.done, self.total, self.tokens, self.seconds + running)
+
+    def _say(self, sentence: str) -> None:
+        if self.note is not None:
+            self.note(sentence)
+
+
+def _require_space(folder: Path, requested: Manifest) -> None:
+    """Refuse early what the disk cannot hold, counting what is there already.
+
+    Raises:
+        ResourceError: The store is larger than what is free.
+    """
+    needed = estimated_bytes(requested.rows, requested.dim, requested.store_dtype, requested.shard_rows)
+    files = ShardFiles(folder, requested)
+    for shard in files.plan:
+        for path in (files.rows_path(shard), files.meta_path(shard), files.marker_path(shard)):
+            if path.is_file():
+                needed -= path.stat().st_size
+    free = free_bytes(folder)
+    if needed > free:
+        raise ResourceError(
+            f"The gradient store {folder} needs {needed / 1e9:.2f} GB more, and {free / 1e9:.2f} GB are free; make "
+            "room, set a smaller gradients.dim, or gradients.store_dtype to float16."
+        )
