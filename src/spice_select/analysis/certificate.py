@@ -1,12 +1,13 @@
 """A proven lower bound on how much of the best possible information a run's picks hold.
 
-For every prefix S_t of the picks and every feasible set S*, monotonicity and submodularity of F = log det(I + a F_S) give::
+For every prefix S_t of the picks and every feasible set S*, because F = log det(I + a F_S) is monotone and submodular::
 
     F(S*) <= F(S_t) + sum of the K largest marginal gains D_x(S_t), x a candidate outside S_t
 
-(Nemhauser, Wolsey and Fisher, 1978). U is the least right side over the prefixes tried, and the certificate is F(S) / U. A token budget
-takes the fractional-knapsack sum. Any upper bound of a gain keeps the statement true, which is what lets this be cheap: gains of an early
-prefix bound those of the whole selection, so only rows that can still be among the K largest are measured again.
+(Nemhauser, Wolsey and Fisher, 1978). U is the least right side over the prefixes tried, and the certificate is
+F(S) / U. A token budget takes the fractional-knapsack sum. Any upper bound of a gain keeps the statement true, which
+is what lets this be cheap: gains of an early prefix bound those of the whole selection, so only rows that can still be
+among the K largest are measured again.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Certificate(BaseModel):
         prefix: Number of picks t whose bound is the least.
         prefixes: Every t that was tried.
         value_at_size: The same with K = number of picks, where the run stopped before its budget.
-        guarantee: Bound that greedy itself carries, 1 - 1/e, where it holds (no penalty, rows, no quotas, budget filled).
+        guarantee: Bound that greedy itself carries, 1 - 1/e, where it holds: rows as the budget, which was filled, no
+            penalty and no quotas.
         penalised: The picks maximise information less a penalty, and the certificate speaks of information alone.
     """
 
@@ -69,8 +71,8 @@ class Certificate(BaseModel):
         """The certificate in words."""
         what = f"{self.budget:,.0f} {'rows' if self.unit == 'rows' else 'response tokens'}"
         text = (
-            f"The picks hold at least {_percent(self.best)} of the Fisher information that any choice of {what} could hold"
-            f" (proven for this run)"
+            f"The picks hold at least {_percent(self.best)} of the Fisher information that any choice of {what} could"
+            " hold (proven for this run)"
         )
         if self.value_at_size is not None:
             text += f", and at least {_percent(self.value_at_size)} of what any choice of as many rows could hold"
@@ -224,7 +226,7 @@ def _measure_leading(
     weights: Float[np.ndarray, " n"],
     capacity: float,
 ) -> Float[np.ndarray, " n"]:
-    """Tighten bounds from the most promising row down, until none that is left can be among those that fill the capacity."""
+    """Tighten bounds from the most promising row down, until none that is left can help to fill the capacity."""
     tightened = bounds.copy()
     density = _density(bounds, weights)
     order = np.argsort(-density, kind="stable")

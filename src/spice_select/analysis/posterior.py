@@ -1,7 +1,7 @@
 """Marginal information gains given rows already chosen, with rounding bounded from above.
 
-With A = I + a F the quantity behind a gain is q = g^T A^-1 g, and D = log(1 + a q). Every method here returns an upper bound of q: the
-computed value plus a bound on its rounding error, so that sums of gains stay proven bounds.
+With A = I + a F the quantity behind a gain is q = g^T A^-1 g, and D = log(1 + a q). Every method here returns an upper
+bound of q, the computed value plus a bound on its rounding error, so that sums of gains stay proven bounds.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Posterior:
     Attributes:
         logdet: log det(I + a F) in nats.
         alpha: Fisher scale a.
-        projection: ``[d, m]`` for few rows: q = |g|^2 - |g projection|^2. The first columns alone belong to the first rows alone.
+        projection: ``[d, m]`` for few rows: q = |g|^2 - |g projection|^2. Its first columns alone belong to the first
+            rows alone.
         inverse: ``[d, d]`` lower triangular for many rows: q = |inverse g|^2.
     """
 
@@ -150,7 +151,8 @@ class Posterior:
         with np.errstate(over="ignore", invalid="ignore"):
             whitened = _lower_product(chunk.astype(np.float32, copy=False), self._inverse32)
             middle = np.einsum("ij,ij->i", whitened, whitened).astype(np.float64)
-        # |y_j - computed y_j| <= (d + 4) u |R_j| |g| for every row R_j of the inverse factor, and summing squares costs (d + 4) u more.
+        # |y_j - computed y_j| <= (d + 4) u |R_j| |g| for every row R_j of the inverse factor, and summing the squares
+        # costs (d + 4) u more.
         error = (dim + 4) * EPS32
         root = np.sqrt(middle * (1.0 + 2.0 * error)) + error * self._frobenius * np.sqrt(norms)
         bound = np.square(root) * (1.0 + self._slack)

@@ -1,0 +1,102 @@
+"""What a user should know before training on the picks, each in one or two plain sentences with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from spice_select.analysis.comparison import FACTOR, Comparison, Share
+
+NAMED = 5
+"""Most sources that one warning names."""
+
+
+def of_length(median: Comparison, mean: Comparison, normalize: str) -> list[str]:
+    """Responses much shorter or longer than the pool's."""
+    apart = next((c for c in (median, mean) if c.apart), None)
+    if apart is None or apart.ratio is None:
+        return []
+    name = "median" if apart is median else "mean"
+    fact = (
+        f"The picks' responses are {_times(apart.ratio, 'longer', 'shorter')} than the pool's"
+        f" ({name} {apart.picks:,.0f} against {apart.pool:,.0f} tokens)"
+    )
+    if apart.ratio > 1:
+        return [f"{fact}: training on them costs more tokens than as many random rows; a token budget limits that."]
+    remedy = (
+        "--set selection.normalize=unit or quotas by source lessen it further."
+        if normalize == "sqrt_tokens"
+        else "--set selection.normalize=sqrt_tokens or quotas by source"
+        " (--set selection.groups=source --set selection.quotas=proportional) counter it."
+    )
+    return [
+        f"{fact}: a loss averaged over tokens gives short responses the largest gradients, and the information"
+        " objective favours large gradients. In one measured case a selection of short rows did worse than a random"
+        f" one, so compare with random picks before you rely on this subset; {remedy}"
+    ]
+
+
+def of_norm(median: Comparison, normalize: str) -> list[str]:
+    """Gradients much larger or smaller than the pool's."""
+    if not median.apart or median.ratio is None:
+        return []
+    fact = (
+        f"The picks' gradient norms are {_times(median.ratio, 'larger', 'smaller')} than the pool's"
+        f" (median {median.picks:.3g} against {median.pool:.3g})"
+    )
+    if median.ratio < 1:
+        return [f"{fact}: rows that the proxy already predicts well were chosen; look at the first picks."]
+    remedy = "sqrt_tokens" if normalize == "none" else "unit"
+    return [
+        f"{fact}: a large norm alone earns gain, and often belongs to short, odd or wrong rows; look at the first"
+        f" picks, and try --set selection.normalize={remedy}."
+    ]
+
+
+def of_shares(shares: Sequence[Share], what: str, *, by_source: bool) -> list[str]:
+    """Sources, or other groups, whose share changed much."""
+    apart = [share for share in shares if share.apart]
+    if not apart:
+        return []
+    named = ", ".join(f"{s.name} from {s.pool_share:.1%} to {s.picks_share:.1%}" for s in apart[:NAMED])
+    more = f", and {len(apart) - NAMED} more" if len(apart) > NAMED else ""
+    setting = "--set selection.groups=source" if by_source else "selection.groups"
+    return [
+        f"The balance between {what}s changed beyond a factor of {FACTOR:.0f}: {named}{more}. A model trained on these"
+        f" picks sees less of the {what}s that shrank; {setting} with --set selection.quotas=proportional keeps the"
+        " balance."
+    ]
+
+
+def of_first_gain(first: float, following: float) -> list[str]:
+    """A first gain far above the next few."""
+    return [
+        f"The first gain ({first:.3g} nats) is far above the next few (median {following:.3g}), so one example with a"
+        " huge gradient leads, and a stop ratio measured against it would trip early; look at the first pick, and with"
+        " a stop ratio use --set selection.robust_stop=true."
+    ]
+
+
+def of_idle_penalty(conflicts: Float[np.ndarray, " k"], gains: Float[np.ndarray, " k"]) -> str:
+    """Why the penalty changed nothing, and what to try."""
+    if not (conflicts > 0).any():
+        cause = (
+            "no pick opposes the reference, which is usual for a fixed pretrained proxy, whose gradients mostly point"
+            " one way"
+        )
+    else:
+        cause = (
+            f"the conflicts of the picks (at most {conflicts.max():.2g}) times the weight are small beside their gains"
+            f" (median {np.median(gains):.2g} nats), and the weight bites only where gains are small"
+        )
+    return (
+        f"The conflict penalty changed no pick: {cause}. To give it a say, use a proxy that was warmed up on some"
+        " of the rows, --set selection.penalty=relative with a larger selection.conflict_weight, or --set"
+        " selection.reference=pool."
+    )
+
+
+def _times(ratio: float, more: str, less: str) -> str:
+    return f"{ratio:.1f} times {more}" if ratio >= 1 else f"{1 / max(ratio, 1e-9):.1f} times {less}"

@@ -1,0 +1,213 @@
+"""What a run did and what came of it: the content of ``selection.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from spice_select.analysis.certificate import Certificate
+from spice_select.analysis.summary import Summary
+from spice_select.errors import StoreError
+from spice_select.files import write_text
+
+SCHEMA_VERSION = 1
+
+
+class Entry(BaseModel):
+    """Base of the parts of a record: frozen, and closed to unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ObjectiveRecord(Entry):
+    """What was maximised.
+
+    Attributes:
+        fisher: Form of the information: ``exact`` or a diagonal one.
+        alpha: Fisher scale a, a number also where ``auto`` was asked for.
+        alpha_asked: What was asked for.
+        conflict_weight: Weight of the conflict.
+        penalty: ``absolute`` or ``relative``.
+        reference: What a gradient conflicts with: the mean of the picks (``selected``) or of the pool.
+        hinge: Cosine below which there is conflict, a number also where a quantile was asked for.
+        normalize: Normalisation of the rows.
+    """
+
+    fisher: str
+    alpha: float
+    alpha_asked: float | str
+    conflict_weight: float
+    penalty: str
+    reference: str
+    hinge: float
+    normalize: str
+
+
+class BudgetRecord(Entry):
+    """How much was to be chosen.
+
+    Attributes:
+        asked: The setting as given.
+        rows: Rows that it comes to.
+        tokens: Response tokens that it comes to, for a token budget.
+        stop_ratio: Stop ratio, if one was set.
+        groups: Column whose values shared the budget, if one was set.
+        initial: Rows in hand before the first pick.
+        excluded: Rows left out by number.
+    """
+
+    asked: int | float | str | None
+    rows: int | None
+    tokens: int | None = None
+    stop_ratio: float | None = None
+    groups: str | None = None
+    initial: int = 0
+    excluded: int = 0
+
+
+class SourceRecord(Entry):
+    """One source of rows.
+
+    Attributes:
+        name: Unique name, as the column ``spice_source`` has it.
+        origin: File, folder or Hub id.
+        revision: Commit of a Hub data set.
+        format: Format the rows came in.
+        rows: Rows read.
+        fingerprint: SHA-256 of their content.
+        columns: How the columns were read, in one line.
+    """
+
+    name: str
+    origin: str
+    revision: str | None = None
+    format: str
+    rows: int
+    fingerprint: str
+    columns: str = ""
+
+
+class ModelRecord(Entry):
+    """The proxy.
+
+    Attributes:
+        name: Folder or Hub id.
+        revision: Revision of a Hub id.
+        dtype: Dtype of weights and passes.
+        device: Where the gradients were taken.
+        coverage: Share of the weights outside the embeddings whose gradients were taken.
+        summary: Lines that describe it.
+    """
+
+    name: str
+    revision: str | None = None
+    dtype: str
+    device: str = ""
+    coverage: float | None = None
+    summary: tuple[str, ...] = ()
+
+
+class Fingerprints(Entry):
+    """Hashes of everything that the picks depend on; None where there was no such thing."""
+
+    rows: str | None = None
+    encoded: str | None = None
+    weights: str | None = None
+    tokenizer: str | None = None
+    template: str | None = None
+    sketch: str | None = None
+
+
+class SelectionRecord(Entry):
+    """One run.
+
+    Attributes:
+        schema_version: Version of this layout.
+        n: Rows read.
+        usable: Rows that could be chosen.
+        k: Rows chosen.
+        objective: What was maximised.
+        budget: How much was to be chosen.
+        information: F of the picks, in nats.
+        certificate: What the picks are proven to hold; None for a diagonal form.
+        certificate_sentence: The same in words.
+        stop_reason: Why the run ended.
+        summary: Picks against pool, with the activity of the conflict penalty.
+        loop: Loop that ran.
+        timings: Seconds by stage.
+        seed: Seed of the run.
+        preset: Preset laid under the settings.
+        sketch: Sketch of the gradients, in words.
+        versions: Version of every library that matters, and of Python.
+        model: The proxy.
+        fingerprints: What the picks depend on.
+        sources: Where the rows came from.
+        notes: What was found while rows were read and encoded, in plain sentences.
+        warnings: Everything the user should know before training on the picks, the summary's warnings included.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    n: int = Field(ge=0)
+    usable: int = Field(ge=0)
+    k: int = Field(ge=0)
+    objective: ObjectiveRecord
+    budget: BudgetRecord
+    information: float
+    certificate: Certificate | None = None
+    certificate_sentence: str | None = None
+    stop_reason: str
+    summary: Summary
+    loop: str
+    timings: dict[str, float] = {}
+    seed: int = 0
+    preset: str = ""
+    sketch: str = ""
+    versions: dict[str, str] = {}
+    model: ModelRecord | None = None
+    fingerprints: Fingerprints = Fingerprints()
+    sources: tuple[SourceRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Indented JSON that :meth:`from_json` reads back to an equal record."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, origin: str = "selection.json") -> SelectionRecord:
+        """Read a record.
+
+        Raises:
+            StoreError: No record, or one of another version.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            field = f" (at {where})" if where else ""
+            raise StoreError(f"{origin} is no record of a run{field}; select again to write a new one.") from None
+
+    def write(self, path: Path) -> None:
+        """Write ``selection.json``, whole or not at all.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        write_text(path, self.to_json())
+
+    @classmethod
+    def read(cls, path: Path) -> SelectionRecord:
+        """Read ``selection.json``.
+
+        Raises:
+            StoreError: It is missing, or no record.
+        """
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise StoreError(f"{path} cannot be read ({reason}); name the folder of a run.") from None
+        return cls.from_json(content, origin=str(path))

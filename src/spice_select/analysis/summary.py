@@ -1,0 +1,196 @@
+"""What was picked against what there was: length, gradient norm, sources, conflict, and what to be wary of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from spice_select.analysis import cautions
+from spice_select.analysis.comparison import Comparison, Numbers, Share
+from spice_select.selection.stopping import OUTLIER_WINDOW, first_gain_is_outlier
+
+
+class Picks(Protocol):
+    """What is read of a selection."""
+
+    @property
+    def indices(self) -> Any:
+        """Row numbers in order of choice."""
+        ...
+
+    @property
+    def gains(self) -> Any:
+        """Marginal information gain of every pick, in nats."""
+        ...
+
+    @property
+    def conflicts(self) -> Any:
+        """Conflict of every pick with its reference, when it was picked."""
+        ...
+
+
+class Summary(Numbers):
+    """How the picks compare with the usable rows of the pool.
+
+    Attributes:
+        pool: Usable rows.
+        picks: Rows chosen.
+        length_mean: Response tokens, mean.
+        length_median: Response tokens, median.
+        norm_median: Gradient norm before any normalisation, median.
+        sources: One line for every source, in the order in which the sources were given.
+        groups: One line for every value of the grouping column, if there is one.
+        opposing: Picks whose gradient opposes the reference direction: conflict above 0.
+        opposing_share: The same over all picks.
+        largest_conflict: Largest conflict of a pick.
+        first_gain: Gain of the first pick, in nats.
+        following_gain: Median gain of the next few picks.
+        first_gain_outlier: Whether the first gain stands far above those, so that a stop ratio would trip on it.
+        changed_by_penalty: Picks that are not in the answer without penalty; None where no penalty was on.
+        warnings: What to be wary of, in plain sentences.
+        advice: Why the penalty changed nothing and what to try, if it did nothing.
+    """
+
+    pool: int
+    picks: int
+    length_mean: Comparison
+    length_median: Comparison
+    norm_median: Comparison
+    sources: tuple[Share, ...]
+    groups: tuple[Share, ...] = ()
+    opposing: int
+    opposing_share: float
+    largest_conflict: float
+    first_gain: float | None
+    following_gain: float | None
+    first_gain_outlier: bool
+    changed_by_penalty: int | None = None
+    warnings: tuple[str, ...] = ()
+    advice: str | None = None
+
+    def describe(self) -> list[str]:
+        """Lines for the terminal, warnings and advice last."""
+        lines = [
+            f"{self.picks:,} picks of {self.pool:,} usable rows",
+            _line("Response tokens, median", self.length_median, ",.0f"),
+            _line("Response tokens, mean", self.length_mean, ",.0f"),
+            _line("Gradient norm, median", self.norm_median, ".3g"),
+        ]
+        for kind, shares in (("Source", self.sources), ("Group", self.groups)):
+            if len(shares) > 1:
+                lines += [
+                    f"{kind} {share.name}: {share.picks:,} picks ({share.picks_share:.1%}) of {share.pool:,} rows"
+                    f" ({share.pool_share:.1%} of the pool)"
+                    for share in shares
+                ]
+        lines.append(f"Picks that oppose the reference direction: {self.opposing:,} ({self.opposing_share:.1%})")
+        if self.changed_by_penalty is not None:
+            lines.append(f"Picks changed by the penalty: {self.changed_by_penalty:,}")
+        lines += [f"Warning: {warning}" for warning in self.warnings]
+        if self.advice:
+            lines.append(f"Advice: {self.advice}")
+        return lines
+
+
+def summarise(
+    selection: Picks,
+    *,
+    lengths: Int[np.ndarray, " n"] | Sequence[int],
+    squared_norms: Float[np.ndarray, " n"] | Sequence[float],
+    sources: Sequence[str],
+    groups: Sequence[str] | None = None,
+    usable: Bool[np.ndarray, " n"] | None = None,
+    changed_by_penalty: int | None = None,
+    normalize: str = "none",
+) -> Summary:
+    """Compare the picks with the pool, and warn beyond a factor of 2.
+
+    Args:
+        selection: The picks, with their gains and conflicts.
+        lengths: Response tokens of every row.
+        squared_norms: Squared gradient norm of every row, as measured.
+        sources: Name of every row's source.
+        groups: Another grouping of the rows, such as a domain column.
+        usable: Rows that could be chosen; all where absent.
+        changed_by_penalty: Picks not in the answer without penalty; None where no penalty was on.
+        normalize: Normalisation that was in force; the remedy in a warning depends on it.
+    """
+    picks = np.asarray(selection.indices, dtype=np.int64)
+    gains = np.asarray(selection.gains, dtype=np.float64)
+    conflicts = np.asarray(selection.conflicts, dtype=np.float64)
+    tokens = np.asarray(lengths, dtype=np.float64)
+    norms = np.sqrt(np.asarray(squared_norms, dtype=np.float64))
+    pool = np.arange(len(tokens)) if usable is None else np.flatnonzero(usable)
+    length_mean = Comparison(picks=_mean(tokens[picks]), pool=_mean(tokens[pool]))
+    length_median = Comparison(picks=_median(tokens[picks]), pool=_median(tokens[pool]))
+    norm_median = Comparison(picks=_median(norms[picks]), pool=_median(norms[pool]))
+    source_shares = _shares(sources, pool, picks)
+    group_shares = _shares(groups, pool, picks) if groups is not None else ()
+    following = _median(gains[1 : 1 + OUTLIER_WINDOW])
+    outlier = first_gain_is_outlier(gains.tolist())
+    opposing = int((conflicts > 0).sum())
+    warnings = [
+        *cautions.of_length(length_median, length_mean, normalize),
+        *cautions.of_norm(norm_median, normalize),
+        *cautions.of_shares(source_shares, "source", by_source=True),
+        *cautions.of_shares(group_shares, "group", by_source=False),
+        *(cautions.of_first_gain(float(gains[0]), following) if outlier and following is not None else []),
+    ]
+    idle = changed_by_penalty == 0 and 0 < len(picks) < len(pool)
+    return Summary(
+        pool=len(pool),
+        picks=len(picks),
+        length_mean=length_mean,
+        length_median=length_median,
+        norm_median=norm_median,
+        sources=source_shares,
+        groups=group_shares,
+        opposing=opposing,
+        opposing_share=opposing / len(picks) if len(picks) else 0.0,
+        largest_conflict=float(conflicts.max()) if len(conflicts) else 0.0,
+        first_gain=float(gains[0]) if len(gains) else None,
+        following_gain=following,
+        first_gain_outlier=outlier,
+        changed_by_penalty=changed_by_penalty,
+        warnings=tuple(warnings),
+        advice=cautions.of_idle_penalty(conflicts, gains) if idle else None,
+    )
+
+
+def _shares(names: Sequence[str], pool: Int[np.ndarray, " m"], picks: Int[np.ndarray, " k"]) -> tuple[Share, ...]:
+    """Counts by name, in order of first appearance among all rows."""
+    places: dict[str, int] = {}
+    codes = np.array([places.setdefault(str(name), len(places)) for name in names], dtype=np.int64)
+    before = np.bincount(codes[pool], minlength=len(places))
+    after = np.bincount(codes[picks], minlength=len(places))
+    return tuple(
+        Share(
+            name=name,
+            pool=int(before[place]),
+            pool_share=float(before[place] / max(len(pool), 1)),
+            picks=int(after[place]),
+            picks_share=float(after[place] / max(len(picks), 1)),
+            expected=float(before[place] / max(len(pool), 1) * len(picks)),
+        )
+        for name, place in places.items()
+    )
+
+
+def _line(name: str, compared: Comparison, form: str) -> str:
+    def show(value: float | None) -> str:
+        return "none" if value is None else format(value, form)
+
+    return f"{name}: picks {show(compared.picks)}, pool {show(compared.pool)}"
+
+
+def _mean(values: Float[np.ndarray, " m"]) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else None
+
+
+def _median(values: Float[np.ndarray, " m"]) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else None
