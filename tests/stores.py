@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spice_select.config import GradientConfig
-from spice_select.data.encoded import EncodingStats, Encoded, Example, collect_examples
+from spice_select.data.encoded import Encoded, EncodingStats, Example, collect_examples
 from spice_select.data.status import Status
 from spice_select.gradients.collect import CollectResult, collect
 

@@ -24,7 +24,7 @@ from spice_select.files import Lock, free_bytes
 from spice_select.gradients.batches import Engine, Measurer, plan_batches
 from spice_select.gradients.locks import joined, lease
 from spice_select.gradients.manifest import Manifest, build_manifest, read_manifest
-from spice_select.gradients.shards import META_DTYPE, Shard, ShardFiles, stored
+from spice_select.gradients.shards import META_DTYPE, REMEDY, Shard, ShardFiles, stored
 from spice_select.gradients.store import GradientStore, estimated_bytes
 
 # Rows named one by one as they are met; the result names all.
@@ -215,8 +215,8 @@ class _Collector:
         except StoreCorrupt as error:
             # The second look, under the lease, has nothing new to say of the same damage.
             if not again:
-                self.damaged.append(str(error))
-                self._say(f"Shard {shard.number} is damaged and will be computed anew: {error}")
+                self.damaged.append(str(error).removesuffix(REMEDY) + ".")
+                self._say(f"Shard {shard.number} is damaged and will be computed anew: {self.damaged[-1]}")
             return False
 
     def _compute(self, shard: Shard, begun: float) -> tuple[Float[np.ndarray, "m d"], np.ndarray]:

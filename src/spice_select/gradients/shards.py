@@ -32,6 +32,8 @@ META_DTYPE = np.dtype(
 tokens, the exact squared norm of its gradient (0 for a row left out), the norm of its stored row, and its status."""
 
 SHARD_FOLDER = "shards"
+REMEDY = "; run collect again on the same folder to compute that shard anew."
+"""End of each sentence about a damaged shard, for those who read it; collect itself needs no such advice."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,4 @@ class ShardFiles:
 
 
 def _corrupt(path: Path, reason: str) -> StoreCorrupt:
-    return StoreCorrupt(
-        f"{path} is not what was written ({reason}); run collect again on the same folder to compute that shard anew."
-    )
+    return StoreCorrupt(f"{path} is not what was written ({reason}){REMEDY}")
