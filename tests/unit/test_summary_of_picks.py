@@ -83,7 +83,7 @@ def test_the_threshold_is_a_factor_of_two_either_way(norm: float, said: bool) ->
 def test_source_shares() -> None:
     sources = ["code"] * 10 + ["maths"] * 90
     quiet = {"lengths": np.full(100, 9), "squared_norms": np.ones(100), "sources": sources}
-    (warning,) = summarise(Picked(list(range(8)) + [50, 60]), **quiet).warnings
+    (warning,) = summarise(Picked([*range(8), 50, 60]), **quiet).warnings
     assert "code from 10.0% to 80.0%" in warning and "maths from 90.0% to 20.0%" in warning
     assert summarise(Picked([0, 1, *range(50, 60)]), **quiet).warnings == ()
     (lost,) = summarise(Picked(list(range(10, 40))), **quiet).warnings

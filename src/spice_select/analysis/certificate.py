@@ -71,11 +71,11 @@ class Certificate(BaseModel):
         """The certificate in words."""
         what = f"{self.budget:,.0f} {'rows' if self.unit == 'rows' else 'response tokens'}"
         text = (
-            f"The picks hold at least {_percent(self.best)} of the Fisher information that any choice of {what} could"
-            " hold (proven for this run)"
+            f"The picks hold at least {percent_down(self.best)} of the Fisher information that any choice of {what}"
+            " could hold (proven for this run)"
         )
         if self.value_at_size is not None:
-            text += f", and at least {_percent(self.value_at_size)} of what any choice of as many rows could hold"
+            text += f", and at least {percent_down(self.value_at_size)} of what any choice of as many rows could hold"
         if self.penalised:
             text += "; this speaks of information alone, while the run also paid for avoiding conflict"
         return text + "."
@@ -288,6 +288,6 @@ def _ratio(part: float, whole: float) -> float:
     return 1.0 if part >= whole else part / whole
 
 
-def _percent(share: float) -> str:
-    # Rounded down: a lower bound must not grow in print.
+def percent_down(share: float) -> str:
+    """A share as a percentage, rounded down: a lower bound must not grow in print."""
     return f"{math.floor(share * 1000) / 10:.1f}%"

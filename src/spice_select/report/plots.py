@@ -1,0 +1,149 @@
+"""Plots as inline SVG: the same bytes for the same numbers, and colours that follow the page's theme."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Num
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+WIDTH, HEIGHT = 4.8, 2.9
+MOST_POINTS = 400
+"""Points that a curve keeps; more are averaged, which no screen can tell apart."""
+BINS = 36
+
+# Colours that no plot would use, each to be replaced by a variable of the page's style sheet.
+INK, MUTED, FIRST, SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
+_VARIABLES = {INK: "var(--ink)", MUTED: "var(--line)", FIRST: "var(--picks)", SECOND: "var(--pool)"}
+
+
+def curves(
+    series: Sequence[tuple[str, Float[np.ndarray, " k"]]], *, label: str, description: str, key: str, log: bool = False
+) -> Markup:
+    """Values by rank, averaged where there are many.
+
+    Args:
+        series: Name and values, at most two.
+        label: Label of the vertical axis.
+        description: What the plot shows, for those who can't see it.
+        key: Prefix of its identifiers, of its own within the page.
+        log: Whether the vertical axis is logarithmic; values that are not positive are left out.
+    """
+    figure, axes = _empty(label, "pick")
+    for place, (name, values) in enumerate(series):
+        ranks, heights = _thinned(np.asarray(values, dtype=np.float64))
+        if log:
+            ranks, heights = ranks[heights > 0], heights[heights > 0]
+        colour = (FIRST, SECOND)[place]
+        if not len(ranks):
+            continue
+        axes.plot(
+            ranks, heights, color=colour, linewidth=1.6, marker="o" if len(ranks) < 30 else "", markersize=3, label=name
+        )
+    if log and axes.lines:
+        axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    if len(series) > 1:
+        _legend(axes)
+    return _svg(figure, description, key)
+
+
+def histogram(
+    picks: Num[np.ndarray, " k"], pool: Num[np.ndarray, " n"], *, label: str, description: str, key: str
+) -> Markup:
+    """Picks and pool on common logarithmic bins, each as shares of its own rows."""
+    figure, axes = _empty("share of rows", label)
+    wide = [np.asarray(values, dtype=np.float64) for values in (pool, picks)]
+    pool_values, pick_values = (values[np.isfinite(values) & (values > 0)] for values in wide)
+    if len(pool_values):
+        low, high = float(pool_values.min()), float(pool_values.max())
+        if len(pick_values):
+            low, high = min(low, float(pick_values.min())), max(high, float(pick_values.max()))
+        edges = np.geomspace(low / 1.02, high * 1.02, BINS + 1)
+        for name, values, colour, fill in (
+            ("pool", pool_values, SECOND, True),
+            ("picks", pick_values, FIRST, False),
+        ):
+            if not len(values):
+                continue
+            heights = np.histogram(values, edges)[0] / len(values) * 100
+            axes.stairs(heights, edges, fill=fill, color=colour, alpha=0.55 if fill else 1.0, linewidth=1.8, label=name)
+        axes.set_xscale("log")
+        if high / low < 40:
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+            axes.xaxis.set_minor_locator(MaxNLocator(nbins=5))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter("")
+        _legend(axes)
+    axes.yaxis.set_major_formatter("{x:g}%")
+    axes.set_ylim(bottom=0)
+    return _svg(figure, description, key)
+
+
+def _thinned(values: Float[np.ndarray, " k"]) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """Ranks from 1 and values, or the means of at most MOST_POINTS neighbouring groups."""
+    ranks = np.arange(1.0, len(values) + 1)
+    if len(values) <= MOST_POINTS:
+        return ranks, values
+    edges = np.linspace(0, len(values), MOST_POINTS + 1).astype(np.int64)
+    sizes = np.diff(edges)
+    return np.add.reduceat(ranks, edges[:-1]) / sizes, np.add.reduceat(values, edges[:-1]) / sizes
+
+
+def _empty(vertical: str, horizontal: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="none")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot(facecolor="none")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(MUTED)
+    axes.tick_params(which="both", color=MUTED, labelcolor=INK, labelsize=8.5)
+    axes.grid(True, axis="y", color=MUTED, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_ylabel(vertical, color=INK, fontsize=9)
+    axes.set_xlabel(horizontal, color=INK, fontsize=9)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    return figure, axes
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, labelcolor=INK, fontsize=8.5, loc="best")
+
+
+def _svg(figure: Figure, description: str, key: str) -> Markup:
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", drawing, flags=re.DOTALL)
+    drawing = _renamed(drawing, key)
+    for colour, variable in _VARIABLES.items():
+        drawing = drawing.replace(colour, variable)
+    drawing = re.sub(r"\n\s*", "\n", drawing)
+    box = re.search(r'viewBox="([^"]+)"', drawing)
+    assert box is not None
+    inside = drawing[drawing.index(">") + 1 :]
+    opening = (
+        f'<svg class="plot" viewBox="{box[1]}" role="img" aria-label="{escape(description)}"'
+        ' xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    )
+    # All of it is drawn here from numbers and fixed words; nothing of a row enters.
+    return Markup(opening + inside.strip())
+
+
+def _renamed(drawing: str, key: str) -> str:
+    """Identifiers by order of appearance: those given are random, and several drawings share a page."""
+    names: dict[str, str] = {}
+    for name in re.findall(r'\bid="([^"]+)"', drawing):
+        names.setdefault(name, f"{key}-{len(names)}")
+    return re.sub(r'(\bid="|href="#|url\(#)([^")]+)', lambda found: found[1] + names.get(found[2], found[2]), drawing)
