@@ -1,0 +1,372 @@
+"""The public face of selection: put the parts together and run the greedy.
+
+References:
+    SPICE, ICLR 2026, arXiv 2601.23155.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from spice_select.errors import ConfigError, DataError
+from spice_select.selection.blocked import BlockedLazy, window
+from spice_select.selection.budget import Budget, resolve_budget
+from spice_select.selection.conflict import Conflict, Score, against_pool
+from spice_select.selection.fisher import FisherName, LogDet, make_information
+from spice_select.selection.greedy import Brute, Dense, Engine, Trace, run_greedy
+from spice_select.selection.kernel import GramPool, Kernel
+from spice_select.selection.lazy import Lazy
+from spice_select.selection.options import (
+    LoopName,
+    NormalizeName,
+    Options,
+    PenaltyName,
+    ReferenceName,
+    alpha_of,
+    plain_array,
+    row_numbers,
+    scale_of,
+    token_lengths,
+)
+from spice_select.selection.quotas import Groups, Limits, Quotas, resolve_groups
+from spice_select.selection.result import Selection
+from spice_select.selection.rows import Pool, Rows, as_rows
+from spice_select.selection.stopping import StopRule, first_gain_is_outlier
+
+# Below this many numbers a pass over all of them is cheaper than keeping bounds.
+LAZY_FROM = 1 << 20
+NAMED_ROWS = 5
+
+
+def select(
+    gradients: Float[np.ndarray, "n d"] | Float[torch.Tensor, "n d"] | Rows | Sequence[Sequence[float]],
+    *,
+    budget: int | float | str | None = None,
+    alpha: float | Literal["auto"] = 1.0,
+    conflict_weight: float = 0.1,
+    penalty: PenaltyName = "absolute",
+    reference: ReferenceName = "selected",
+    hinge: float | str = 0.0,
+    normalize: NormalizeName = "none",
+    stop_ratio: float | None = None,
+    fisher: FisherName = "exact",
+    loop: LoopName = "auto",
+    lengths: Sequence[int] | Int[np.ndarray, " n"] | None = None,
+    per_token: bool = False,
+    groups: Sequence[Any] | np.ndarray | None = None,
+    quotas: Quotas | Literal["proportional"] | None = None,
+    initial: Sequence[int] | np.ndarray | torch.Tensor | None = None,
+    exclude: Sequence[int] | np.ndarray | torch.Tensor | None = None,
+    robust_stop: bool = False,
+) -> Selection:
+    """Choose rows greedily by information gain less conflict, exactly.
+
+    Each step adds the row x with the highest score D_x(S) - lambda * conflict(x|S), where D_x(S) is the gain of
+    F(S) = log det(I + a sum_{i in S} g_i g_i^T) and conflict(x|S) = max(0, hinge - cos(g_x, mean of S)), 0 while S is
+    empty or a norm is 0. Scores within 1e-9 * max(1, |best|) tie, and the lowest row number wins. All loops give the
+    same picks.
+
+    Args:
+        gradients: One row per example, shape [n, d]: array, memory map, tensor, or a gradient store. Rows that hold
+            NaN or Inf are left out and named in a warning.
+        budget: Rows (int or ``"12"``), a share of the rows given (float, ``"0.1"`` or ``"10%"``), or response tokens
+            (``"50000 tokens"``, taking the best row that still fits). May be absent with ``stop_ratio``.
+        alpha: Fisher scale a, or ``"auto"``: 1 over the median squared norm of the non-zero rows.
+        conflict_weight: lambda >= 0; at most 1 with the relative penalty.
+        penalty: ``"absolute"``: gain - lambda * conflict; ``"relative"``: gain * (1 - lambda * conflict).
+        reference: Conflict is with the mean of the rows ``"selected"`` so far, or with that of the whole ``"pool"``,
+            which is known from the first step.
+        hinge: Cosine below which a row is in conflict; with the pool as reference also a quantile such as ``"25%"``.
+        normalize: ``"none"``, ``"unit"`` norm, ``"sqrt_tokens"`` (times the root of the response length), or
+            ``"clip"`` (norms at most their median).
+        stop_ratio: omega: stop before the first later pick whose gain is at most omega times the first gain.
+        fisher: ``"exact"``, or a diagonal surrogate: ``"diag-logdet"``, ``"paper-diag"``, ``"released"``.
+        loop: ``"brute"``, ``"dense"``, ``"kernel"``, ``"lazy"``, or ``"auto"``.
+        lengths: Response tokens of each row; a store's own where absent.
+        per_token: Compare scores divided by response tokens.
+        groups: Label of each row, for ``quotas``.
+        quotas: ``"proportional"``, or per label ``{"min": ..., "max": ...}`` in rows (int) or as shares of the budget
+            (float).
+        initial: Rows already in hand: their numbers, or gradient rows of shape [m, d]. They count for information and
+            mean first, and are neither chosen nor part of the budget.
+        exclude: Rows to leave out: their numbers, or a mask of n booleans.
+        robust_stop: Compare with the median of the first five gains instead of the first; those are never stopped at.
+
+    Returns:
+        The picks in order of choice, with their trace.
+
+    Raises:
+        ConfigError: A setting that cannot be used.
+        BudgetError: A budget of nothing, or of more rows than can be chosen.
+        DataError: No usable row.
+    """
+    options = Options(
+        budget, alpha, conflict_weight, penalty, reference, hinge, normalize, stop_ratio, fisher, loop, lengths,
+        per_token, groups, quotas, initial, exclude, robust_stop,
+    )  # fmt: skip
+    return _select(gradients, options, from_gram=False)
+
+
+def select_gram(
+    gram: Float[np.ndarray, "n n"] | Float[torch.Tensor, "n n"],
+    budget: int | float | str | None = None,
+    *,
+    alpha: float | Literal["auto"] = 1.0,
+    conflict_weight: float = 0.1,
+    penalty: PenaltyName = "absolute",
+    reference: ReferenceName = "selected",
+    hinge: float | str = 0.0,
+    normalize: NormalizeName = "none",
+    stop_ratio: float | None = None,
+    lengths: Sequence[int] | Int[np.ndarray, " n"] | None = None,
+    per_token: bool = False,
+    groups: Sequence[Any] | np.ndarray | None = None,
+    quotas: Quotas | Literal["proportional"] | None = None,
+    initial: Sequence[int] | np.ndarray | torch.Tensor | None = None,
+    exclude: Sequence[int] | np.ndarray | torch.Tensor | None = None,
+    robust_stop: bool = False,
+) -> Selection:
+    """As :func:`select`, from the inner products of the gradients alone: exact for a pool without any sketch.
+
+    Args:
+        gram: Inner products g_i . g_j, shape [n, n]; rows whose own product is NaN or Inf are left out.
+        budget: As in :func:`select`, and so are the other arguments; ``initial`` takes row numbers only.
+        alpha: See :func:`select`.
+        conflict_weight: See :func:`select`.
+        penalty: See :func:`select`.
+        reference: See :func:`select`.
+        hinge: See :func:`select`.
+        normalize: See :func:`select`.
+        stop_ratio: See :func:`select`.
+        lengths: See :func:`select`.
+        per_token: See :func:`select`.
+        groups: See :func:`select`.
+        quotas: See :func:`select`.
+        initial: See :func:`select`.
+        exclude: See :func:`select`.
+        robust_stop: See :func:`select`.
+
+    Raises:
+        ConfigError: A setting that cannot be used, or no square matrix.
+        BudgetError: A budget of nothing, or of more rows than can be chosen.
+        DataError: No usable row.
+    """
+    options = Options(
+        budget, alpha, conflict_weight, penalty, reference, hinge, normalize, stop_ratio, "exact", "kernel", lengths,
+        per_token, groups, quotas, initial, exclude, robust_stop,
+    )  # fmt: skip
+    return _select(gram, options, from_gram=True)
+
+
+def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
+    options.check()
+    warnings = _unused(options)
+    pool = GramPool.of(source) if from_gram else _open(source)
+    n = pool.n
+    usable = pool.usable
+    lengths = options.lengths if options.lengths is not None else getattr(source, "lengths", None)
+    tokens = token_lengths(lengths, n)
+    if not usable.any():
+        raise DataError(f"None of the {n} gradient rows is usable; each is marked unusable or holds NaN or Inf.")
+    if not usable.all():
+        warnings.append(_unusable_sentence(usable, pool.finite))
+
+    kept = np.ones(n, dtype=bool)
+    kept[row_numbers("exclude", options.exclude, n)] = False
+    members = usable & kept
+    if not members.any():
+        raise ConfigError(f"exclude leaves none of the {usable.sum()} usable rows; exclude fewer.")
+    scale, clip_at = scale_of(options.normalize, np.sqrt(pool.squared_norms), members, tokens)
+    if scale is not None:
+        pool.rescale(scale)
+    alpha, warning = alpha_of(options.alpha, pool.squared_norms[members])
+    warnings.extend([warning] if warning else [])
+    in_hand = _in_hand(options, pool, usable, clip_at)
+    eligible = members.copy()
+    eligible[in_hand[in_hand < n]] = False
+
+    budget = _budget(options, n, int(eligible.sum()), tokens)
+    limits = Limits(eligible, budget, tokens, _groups(options, budget, eligible, kept))
+    conflict = _conflict(options, pool, members)
+    score = Score(float(options.conflict_weight), options.penalty == "relative", _per_row(options, tokens, len(pool)))
+    loop = _loop(options, n, pool.dim)
+    engine = _engine(loop, options.fisher, alpha, pool, conflict, score, limits, budget.rows)
+    for index in in_hand:
+        engine.add(int(index))
+    trace = run_greedy(engine, limits, StopRule(options.stop_ratio, options.robust_stop))
+
+    outlier = first_gain_is_outlier(trace.gains, trace.rejected_gain)
+    if outlier and options.stop_ratio is not None and not options.robust_stop:
+        warnings.append(
+            f"The first gain, {trace.gains[0]:.4g}, is an outlier and stop_ratio compares with it; "
+            "consider robust_stop."
+        )
+    without = None
+    if options.conflict_weight:
+        plain = replace(options, conflict_weight=0.0, reference="selected", hinge=0.0)
+        without = partial(_select, source, plain, from_gram=from_gram)
+    gains = np.array(trace.gains)
+    bases = _bases(trace, options.fisher, alpha, pool)
+    return Selection(
+        indices=np.array(trace.indices, dtype=np.int64),
+        gains=gains,
+        bases=bases,
+        epsilons=gains - bases,
+        conflicts=np.array(trace.conflicts),
+        scores=np.array(trace.scores),
+        stop_reason=trace.stop_reason,
+        n=n,
+        k=budget.rows,
+        alpha=alpha,
+        conflict_weight=float(options.conflict_weight),
+        penalty=options.penalty,
+        reference=options.reference,
+        hinge=conflict.hinge,
+        normalize=options.normalize,
+        fisher=options.fisher,
+        loop=loop,
+        unusable=int((~usable).sum()),
+        first_gain_outlier=outlier,
+        warnings=tuple(warnings),
+        without_penalty=without,
+    )
+
+
+def _open(source: Any) -> Pool:
+    rows = as_rows(source)
+    usable = getattr(source, "usable", None)
+    return Pool(rows, None if usable is None else np.asarray(usable, dtype=bool))
+
+
+def _unused(options: Options) -> list[str]:
+    warnings = []
+    if options.robust_stop and options.stop_ratio is None:
+        warnings.append("robust_stop has no effect without stop_ratio.")
+    if options.groups is not None and options.quotas is None:
+        warnings.append("groups has no effect without quotas.")
+    return warnings
+
+
+def _unusable_sentence(usable: Bool[np.ndarray, " n"], finite: Bool[np.ndarray, " n"]) -> str:
+    rows = np.flatnonzero(~usable)
+    named = ", ".join(map(str, rows[:NAMED_ROWS])) + (", ..." if len(rows) > NAMED_ROWS else "")
+    broken = int((~finite).sum())
+    what = f"{broken} of them hold NaN or Inf" if broken else "they are marked so"
+    return f"{len(rows)} of {len(usable)} rows are unusable and were left out ({what}): {named}."
+
+
+def _in_hand(
+    options: Options, pool: Pool | GramPool, usable: Bool[np.ndarray, " n"], clip_at: float
+) -> Int[np.ndarray, " m"]:
+    """Numbers of the rows already in hand; gradient rows are appended to the pool and numbered behind it."""
+    if options.initial is None:
+        return np.zeros(0, dtype=np.int64)
+    array = plain_array("initial", options.initial)
+    if array.ndim != 2:
+        numbers = row_numbers("initial", array, pool.n)
+        broken = numbers[~usable[numbers]]
+        if len(broken):
+            raise ConfigError(f"initial names row {broken[0]}, which is unusable; leave it out.")
+        return numbers
+    if isinstance(pool, GramPool):
+        raise ConfigError("initial must be row numbers where only inner products are known; give their numbers.")
+    if array.shape[1] != pool.dim or array.dtype.kind not in "fiu":
+        raise ConfigError(
+            f"initial has shape {list(array.shape)} and gradients have {pool.dim} columns; give rows of {pool.dim}."
+        )
+    rows = array.astype(np.float64)
+    if not np.isfinite(rows).all():
+        raise ConfigError(f"Row {int(np.argmin(np.isfinite(rows).all(axis=1)))} of initial holds NaN or Inf.")
+    if options.normalize == "sqrt_tokens":
+        raise ConfigError(
+            "initial gradient rows have no response lengths for normalize 'sqrt_tokens'; give row numbers of the pool."
+        )
+    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    safe = np.where(norms > 0, norms, 1.0)
+    if options.normalize == "unit":
+        rows /= safe[:, None]
+    elif options.normalize == "clip":
+        rows *= np.minimum(1.0, clip_at / safe)[:, None]
+    return pool.append(rows)
+
+
+def _budget(options: Options, n: int, usable: int, tokens: np.ndarray | None) -> Budget:
+    if tokens is None and (options.per_token or options.wants_tokens()):
+        what = "per_token" if options.per_token else f"budget '{options.budget}'"
+        raise ConfigError(f"{what} needs lengths, the response tokens of each row; pass lengths.")
+    return resolve_budget(options.budget, n, usable, stops=options.stop_ratio is not None)
+
+
+def _groups(options: Options, budget: Budget, eligible: np.ndarray, kept: np.ndarray) -> Groups | None:
+    if options.quotas is None:
+        return None
+    if options.groups is None:
+        raise ConfigError("quotas needs groups, the label of each row; pass groups.")
+    if budget.tokens is not None:
+        raise ConfigError(f"quotas count rows and cannot go with budget '{options.budget}'; give the budget in rows.")
+    return resolve_groups(options.groups, options.quotas, eligible, kept, budget.rows)
+
+
+def _conflict(options: Options, pool: Pool | GramPool, members: np.ndarray) -> Conflict:
+    hinge, quantile = options.hinge_value()
+    if options.reference == "selected":
+        return Conflict(pool.dim, hinge)
+    dots, norm = pool.mean_dots(members)
+    fixed, hinge = against_pool(dots, norm, np.sqrt(pool.squared_norms), members, hinge, quantile=quantile)
+    return Conflict(pool.dim, hinge, fixed)
+
+
+def _per_row(options: Options, tokens: np.ndarray | None, rows: int) -> np.ndarray | None:
+    if not options.per_token:
+        return None
+    assert tokens is not None
+    per_row = np.ones(rows)
+    per_row[: len(tokens)] = 1.0 / np.maximum(tokens, 1)
+    return per_row
+
+
+def _loop(options: Options, n: int, dim: int) -> str:
+    if options.loop != "auto":
+        return options.loop
+    if n * dim >= LAZY_FROM:
+        return "lazy"
+    return "kernel" if options.fisher == "exact" and n <= dim else "dense"
+
+
+def _engine(
+    loop: str,
+    fisher: FisherName,
+    alpha: float,
+    pool: Pool | GramPool,
+    conflict: Conflict,
+    score: Score,
+    limits: Limits,
+    rows: int,
+) -> Engine:
+    eligible = np.zeros(len(pool), dtype=bool)
+    eligible[: pool.n] = limits.eligible
+    if loop == "kernel":
+        capacity = min(rows, len(pool))
+        return Kernel(pool.column, pool.squared_norms, alpha, conflict, score, eligible, capacity)
+    assert isinstance(pool, Pool)
+    if loop == "lazy" and fisher == "exact":
+        information = LogDet(alpha, pool.dim, window=window(pool.dim))
+        return BlockedLazy(pool, information, conflict, score, eligible)
+    engine = {"brute": Brute, "dense": Dense, "lazy": Lazy}[loop]
+    return engine(pool, make_information(fisher, alpha, pool.dim), conflict, score, eligible)
+
+
+def _bases(trace: Trace, fisher: FisherName, alpha: float, pool: Pool | GramPool) -> Float[np.ndarray, " t"]:
+    picks = np.array(trace.indices, dtype=np.int64)
+    if fisher == "exact":
+        return np.log1p(alpha * pool.squared_norms[picks])
+    assert isinstance(pool, Pool)
+    alone = make_information(fisher, alpha, pool.dim)
+    return np.array([alone.base(pool.row(index)) for index in trace.indices])

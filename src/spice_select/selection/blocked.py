@@ -1,0 +1,288 @@
+"""Lazy greedy for the log-determinant, in blocks: matrix products instead of one row at a time.
+
+Every row has an upper bound, the gain when it was last looked at. An *active set* holds the rows with the highest
+bounds; their q = g^T (I + a F_S)^-1 g and inner products with the sum of S are exact at every step. As long as the
+best exact score beats the highest bound outside, a pick costs a few vector operations on the active set:
+
+    <g_i, M_t g_x> = <g_i, M_0 g_x> - sum over the picks s since of w_s[i] w_s[x],   q_i -= w_t[i]^2,
+
+with M_0 g_x made for several likely picks at once. Otherwise the exact gains are written back as bounds and the active
+set is chosen anew. A row that enters it is brought up to date by the update vectors since it was last looked at where
+these are few, else by the matrix. All of it is float64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from spice_select.selection.conflict import Conflict, Score
+from spice_select.selection.fisher import LogDet
+from spice_select.selection.greedy import Choice, lowest_best, slack
+from spice_select.selection.rows import Pool
+
+ACTIVE_BYTES = 96 << 20
+WINDOW_BYTES = 32 << 20
+
+
+def window(dim: int) -> int:
+    """Update vectors worth keeping beside the matrix."""
+    return int(max(16, min(dim // 2, WINDOW_BYTES // (8 * dim))))
+
+
+class BlockedLazy:
+    """Lazy greedy with an exact active set.
+
+    Args:
+        pool: The rows.
+        information: Empty log-determinant.
+        conflict: What opposes.
+        score: What is compared.
+        eligible: Candidates, extra rows of the pool included as False.
+        active: Rows of the active set at the start.
+        most: Rows that the active set may grow to.
+        chunk: Likely picks whose products with the active set are made at once.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        information: LogDet,
+        conflict: Conflict,
+        score: Score,
+        eligible: np.ndarray,
+        active: int | None = None,
+        most: int | None = None,
+        chunk: int = 32,
+    ) -> None:
+        self._pool = pool
+        self._information = information
+        self._conflict = conflict
+        self._score = score
+        self._norms = np.sqrt(pool.squared_norms)
+        self._potentials = pool.squared_norms.copy()
+        self._seen = np.zeros(len(pool), dtype=np.int64)
+        gains = information.gains(self._potentials)
+        self._bounds = np.where(eligible & (self._norms > 0), score.bound(slice(None), gains), -np.inf)
+        # A zero row scores exactly 0 for ever, so only the first of them is ever a candidate.
+        self._zeros = eligible & (self._norms == 0)
+        self._first_zero = 0
+        self._size = active or max(64, min(1024, len(pool) // 32))
+        self._most = most or max(64, ACTIVE_BYTES // (8 * pool.dim))
+        self._chunk = chunk
+        self._wants_dots = bool(score.weight) and conflict.fixed is None
+        self._outside = np.inf
+        self._set_active(np.zeros(0, np.int64), np.zeros((0, pool.dim)), np.zeros(0))
+
+    def best(self) -> Choice | None:
+        """The best eligible row."""
+        while True:
+            choice = self._best_active()
+            score = choice.score if choice else -np.inf
+            if self._outside == -np.inf or self._outside < score - 2 * slack(score):
+                return choice
+            if not self._rebuild():
+                return self._scan(choice)
+
+    def add(self, index: int) -> None:
+        """Put a row into S and bring the active set up to date."""
+        if self._norms[index] == 0:
+            return
+        at = int(np.searchsorted(self._ids, index))
+        if at == len(self._ids) or self._ids[at] != index:
+            self._add_outsider(index)
+            return
+        slot = self._slot_of(at)
+        done = self._products[: self._steps]
+        potential = self._active_potentials[at]
+        factor = np.sqrt(self._information.alpha / (1.0 + self._information.alpha * potential))
+        past = done[:, at]
+        product = (self._inner[slot] - past @ done) * factor
+        self._vectors[self._steps] = (self._images[slot] - past @ self._vectors[: self._steps]) * factor
+        self._products[self._steps] = product
+        self._steps += 1
+        self._active_potentials = np.maximum(self._active_potentials - product * product, 0.0)
+        self._conflict.add(self._rows[at])
+        if self._wants_dots:
+            self._dots += self._plain[slot]
+
+    def close(self, indices: Int[np.ndarray, " m"]) -> None:
+        """Take rows out of the candidates."""
+        self._bounds[indices] = -np.inf
+        self._zeros[indices] = False
+        at = np.searchsorted(self._ids, indices)
+        inside = at < len(self._ids)
+        inside[inside] = self._ids[at[inside]] == indices[inside]
+        self._offset[at[inside]] = -np.inf
+
+    def _best_active(self) -> Choice | None:
+        choice = None
+        if len(self._ids):
+            gains = self._information.gains(self._active_potentials)
+            conflicts = None
+            if self._active_fixed is not None:
+                conflicts = self._active_fixed
+            elif self._wants_dots:
+                conflicts = self._conflict.of_dots(self._dots, self._active_norms)
+            self._scores = self._score(self._ids, gains, conflicts) + self._offset
+            at = lowest_best(self._scores)
+            if at is not None:
+                conflict = self._conflict_at(at) if conflicts is None else float(conflicts[at])
+                choice = Choice(int(self._ids[at]), float(gains[at]), conflict, float(self._scores[at]))
+        return better(choice, self._zero_choice())
+
+    def _conflict_at(self, at: int) -> float:
+        dot = self._rows[at] @ self._conflict.total
+        return float(self._conflict.of_dots(np.array([dot]), self._active_norms[at : at + 1])[0])
+
+    def _zero_choice(self) -> Choice | None:
+        while self._first_zero < len(self._zeros) and not self._zeros[self._first_zero]:
+            ahead = self._zeros[self._first_zero :].argmax()
+            if ahead == 0:
+                self._first_zero = len(self._zeros)
+                return None
+            self._first_zero += int(ahead)
+        return Choice(self._first_zero, 0.0, 0.0, 0.0) if self._first_zero < len(self._zeros) else None
+
+    def _rebuild(self) -> bool:
+        """Choose the active set anew; False where that cannot settle the next pick."""
+        self._flush()
+        step = self._information.size
+        live = self._offset == 0.0
+        self._write_back(self._ids[live], self._active_potentials[live])
+        count = int(np.count_nonzero(self._bounds > -np.inf))
+        size = min(self._size, count)
+        top = self._top(size)
+        if size < count and np.all(self._seen[top] == step) and np.isin(top, self._ids, assume_unique=True).all():
+            # Nothing new to look at: penalties or ties reach further down than the active set.
+            if self._size >= self._most:
+                return False
+            self._size = min(2 * self._size, self._most)
+            size = min(self._size, count)
+            top = self._top(size)
+        kept, at_old, at_new = np.intersect1d(self._ids, top, assume_unique=True, return_indices=True)
+        fresh = np.ones(len(top), dtype=bool)
+        fresh[at_new] = False
+        rows = np.empty((len(top), self._pool.dim))
+        rows[at_new] = self._rows[at_old]
+        rows[fresh] = self._pool.take(top[fresh])
+        potentials = np.empty(len(top))
+        potentials[at_new] = self._potentials[kept]
+        potentials[fresh] = self._refresh(top[fresh], rows[fresh])
+        self._set_active(top, rows, potentials)
+        return True
+
+    def _top(self, size: int) -> np.ndarray:
+        """Rows with the highest bounds, by number; the highest bound among the others is noted."""
+        cut = len(self._bounds) - size
+        order = np.argpartition(self._bounds, max(cut - 1, 0))
+        self._outside = float(self._bounds[order[cut - 1]]) if cut > 0 else -np.inf
+        return np.sort(order[cut:])
+
+    def _set_active(self, ids: np.ndarray, rows: np.ndarray, potentials: np.ndarray) -> None:
+        self._ids = ids
+        self._rows = rows
+        self._active_potentials = potentials
+        self._active_norms = self._norms[ids]
+        self._active_fixed = None if self._conflict.fixed is None else self._conflict.fixed[ids]
+        self._dots = rows @ self._conflict.total if self._wants_dots else np.zeros(0)
+        self._offset = np.zeros(len(ids))
+        self._scores = np.zeros(len(ids))
+        self._drop_chunk()
+
+    def _drop_chunk(self) -> None:
+        self._slots = np.full(len(self._ids), -1)
+        self._steps = 0
+
+    def _slot_of(self, at: int) -> int:
+        """Where the products of an active row with the active set are; made for the likeliest next picks with it."""
+        if self._slots[at] < 0:
+            self._flush()
+            size = min(self._chunk, len(self._ids))
+            chosen = np.argpartition(self._scores, len(self._ids) - size)[len(self._ids) - size :]
+            if at not in chosen:
+                chosen[0] = at
+            rows = self._rows[chosen]
+            self._images = self._information.times(rows)
+            self._inner = self._images @ self._rows.T
+            if self._wants_dots:
+                self._plain = rows @ self._rows.T
+            self._vectors = np.empty_like(rows)
+            self._products = np.empty((size, len(self._ids)))
+            self._slots[chosen] = np.arange(size)
+        return int(self._slots[at])
+
+    def _flush(self) -> None:
+        """Hand the update vectors of the picks since the last time to the information."""
+        if self._steps:
+            self._information.append(self._vectors[: self._steps])
+        self._drop_chunk()
+
+    def _add_outsider(self, index: int) -> None:
+        self._flush()
+        row = self._pool.row(index)
+        self._information.add(row)
+        self._conflict.add(row)
+        self._active_potentials = self._information.updated(self._rows, self._active_potentials)
+        if self._wants_dots:
+            self._dots += self._rows @ row
+
+    def _write_back(self, ids: np.ndarray, potentials: np.ndarray) -> None:
+        self._potentials[ids] = potentials
+        self._seen[ids] = self._information.size
+        self._bounds[ids] = self._score.bound(ids, self._information.gains(potentials))
+
+    def _refresh(self, ids: np.ndarray, rows: np.ndarray) -> Float[np.ndarray, " m"]:
+        """Exact potentials of rows, by update vectors where few are new to a row, else by the matrix; noted."""
+        information = self._information
+        step = information.size
+        ages = step - self._seen[ids]
+        limit = min(step - information.first_vector, information.dim // 2)
+        potentials = self._potentials[ids]
+        old = ages > limit
+        if old.any():
+            potentials[old] = information.potentials(rows[old])
+        low = 0
+        while low < limit:
+            high = min(max(16, 2 * low), limit)
+            group = np.flatnonzero((ages > low) & (ages <= high))
+            if len(group):
+                since = step - int(ages[group].max())
+                onto = rows[group] @ information.vectors(since).T
+                onto[np.arange(since, step) < self._seen[ids[group], None]] = 0.0
+                potentials[group] = np.maximum(potentials[group] - np.einsum("ij,ij->i", onto, onto), 0.0)
+            low = high
+        self._write_back(ids, potentials)
+        return potentials
+
+    def _scan(self, choice: Choice | None) -> Choice | None:
+        """Settle a pick that too many rows may still win, a batch of the highest bounds after the other."""
+        waiting = self._bounds.copy()
+        waiting[self._ids] = -np.inf
+        size = min(1024, len(waiting))
+        best = choice.score if choice else -np.inf
+        while True:
+            top = np.argpartition(waiting, len(waiting) - size)[len(waiting) - size :]
+            top = np.sort(top[(waiting[top] > -np.inf) & (waiting[top] >= best - 2 * slack(best))])
+            if not len(top):
+                return choice
+            rows = self._pool.take(top)
+            gains = self._information.gains(self._refresh(top, rows))
+            conflicts = self._conflict.of_rows(top, rows, self._norms[top])
+            scores = self._score(top, gains, conflicts)
+            at = lowest_best(scores)
+            assert at is not None
+            found = Choice(int(top[at]), float(gains[at]), float(conflicts[at]), float(scores[at]))
+            choice = better(choice, found)
+            assert choice is not None
+            best = choice.score
+            waiting[top] = -np.inf
+
+
+def better(one: Choice | None, other: Choice | None) -> Choice | None:
+    """The better of two choices; the lower row number where they tie."""
+    if one is None or other is None:
+        return one or other
+    if abs(one.score - other.score) <= slack(max(one.score, other.score)):
+        return one if one.index < other.index else other
+    return one if one.score > other.score else other
