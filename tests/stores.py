@@ -19,7 +19,9 @@ from spice_select.gradients.collect import CollectResult, collect
 IDENTITY = {"weights": "a" * 64, "tokenizer": "b" * 64, "template": {"hash": "c" * 64, "clock": None}}
 
 
-def examples(count: int, seed: int = 0, statuses: Mapping[int, Status] | None = None) -> Encoded:
+def examples(
+    count: int, seed: int = 0, statuses: Mapping[int, Status] | None = None, vocabulary: int = 1000
+) -> Encoded:
     """Examples of 2 to 40 random tokens."""
     random = np.random.default_rng(seed)
     made = []
@@ -28,7 +30,7 @@ def examples(count: int, seed: int = 0, statuses: Mapping[int, Status] | None = 
         length = 0 if status == Status.NO_RESPONSE else int(random.integers(2, 41))
         mask = np.zeros(length, np.bool_)
         mask[length // 2 :] = True
-        made.append(Example(random.integers(0, 1000, length).astype(np.int32), mask, status))
+        made.append(Example(random.integers(0, vocabulary, length).astype(np.int32), mask, status))
     return collect_examples(made, EncodingStats(rows=count), {})
 
 

@@ -104,18 +104,11 @@ def plan_shards(rows: int, shard_rows: int) -> tuple[Shard, ...]:
 
 
 def stored(rows: Float[np.ndarray, "m d"], norms: Float[np.ndarray, " m"], dtype: str) -> Float[np.ndarray, "m d"]:
-    """Rows as they are written: as they are, or in float16 over their norm."""
+    """Rows as they are written: as they are, or in float16 over their norm, by which a reader multiplies them again."""
     if dtype == "float32":
         return rows.astype(np.float32, copy=False)
     divisor = np.where(norms > 0, norms, 1).astype(np.float32)
     return (rows / divisor[:, None]).astype(np.float16)
-
-
-def restored(rows: Float[np.ndarray, "m d"], norms: Float[np.ndarray, " m"]) -> Float[np.ndarray, "m d"]:
-    """Rows as they were measured, from rows as they are written."""
-    if rows.dtype == np.float16:
-        return rows.astype(np.float32) * norms[:, None]
-    return rows
 
 
 class ShardFiles:

@@ -12,13 +12,16 @@ from jaxtyping import Bool, Float, Float32, Int64, Integer, UInt8
 from spice_select.data.status import Status
 from spice_select.errors import StoreError
 from spice_select.gradients.manifest import Manifest, read_manifest
-from spice_select.gradients.shards import META_DTYPE, Shard, ShardFiles, restored
+from spice_select.gradients.shards import META_DTYPE, Shard, ShardFiles
 
 ABSENT = 255
 """Status of a row whose shard is not there, in a store that was opened with ``partial=True``."""
 
 # Each map holds a file open, and some systems allow 256 of them.
 _MOST_MAPS = 128
+
+# Below this many rows, mostly of different shards, sorting them by shard costs more than it saves.
+_ONE_BY_ONE = 256
 
 
 class GradientStore:
@@ -132,14 +135,19 @@ class GradientStore:
         if wanted.min() < 0 or wanted.max() >= len(self):
             outside = wanted[(wanted < 0) | (wanted >= len(self))][0]
             raise IndexError(f"Row {outside} is not in the gradient store {self.folder}, which has {len(self)} rows.")
-        out = np.empty((len(wanted), self.dim), np.float32)
         shards, within = np.divmod(wanted, self.manifest.shard_rows)
-        order = np.argsort(shards, kind="stable")
-        cuts = np.flatnonzero(np.diff(shards[order])) + 1
-        for places in np.split(order, cuts):
-            number = int(shards[places[0]])
-            out[places] = restored(self._map(number)[within[places]], self.norms[wanted[places]])
-        return out
+        out = np.empty((len(wanted), self.dim), np.float32)
+        if len(wanted) <= _ONE_BY_ONE and len(self._files.plan) <= _MOST_MAPS:
+            for place, (number, row) in enumerate(zip(shards.tolist(), within.tolist(), strict=True)):
+                out[place] = self._map(number)[row]
+        else:
+            order = np.argsort(shards, kind="stable")
+            begin = 0
+            for end in (*(np.flatnonzero(np.diff(shards[order])) + 1).tolist(), len(order)):
+                places = order[begin:end]
+                out[places] = self._map(int(shards[places[0]]))[within[places]]
+                begin = end
+        return self._scaled(out, wanted)
 
     def blocks(self, size: int) -> Iterator[tuple[int, Float32[np.ndarray, "b d"]]]:
         """Read all rows in order, a block at a time.
@@ -163,9 +171,8 @@ class GradientStore:
                 low, high = max(start, shard.start), min(stop, shard.stop)
                 if low >= high:
                     break
-                part = self._map(shard.number)[low - shard.start : high - shard.start]
-                out[low - start : high - start] = restored(part, self.norms[low:high])
-            yield start, out
+                out[low - start : high - start] = self._map(shard.number)[low - shard.start : high - shard.start]
+            yield start, self._scaled(out, slice(start, stop))
 
     def verify(self) -> None:
         """Hash every file of every shard that is there.
@@ -176,6 +183,14 @@ class GradientStore:
         for shard in self._files.plan:
             if shard.number not in self.missing:
                 self._files.check(shard, verify=True)
+
+    def _scaled(
+        self, rows: Float32[np.ndarray, "m d"], which: slice | Integer[np.ndarray, " m"]
+    ) -> Float32[np.ndarray, "m d"]:
+        """Multiply float16 rows by their norms, in place."""
+        if self.manifest.store_dtype == "float16":
+            rows *= self.norms[which][:, None]
+        return rows
 
     def _map(self, number: int) -> np.ndarray:
         if number in self._maps:
