@@ -114,7 +114,8 @@ def made_run(n: int = 2000, k: int = 200, *, hostile: bool = True, seed: int = 7
     texts = []
     for place in range(min(k, 250)):
         said = HOSTILE[place % len(HOSTILE)] if hostile and place % 2 else ordinary
-        texts.append([("user", said), ("assistant", f"{said} Answer number {place}: " + "thus and so, " * (place % 40))])
+        answer = f"{said} Answer number {place}: " + "thus and so, " * (place % 40)
+        texts.append([("user", said), ("assistant", answer)])
     if hostile:
         texts[5] = [("user", "A" * 100_000), ("assistant", '"<&' * 40_000)]
     return {

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spice_select.analysis import certificate as module
+from spice_select.analysis import knapsack, posterior
 from spice_select.analysis.certificate import certify
 
 
@@ -141,7 +142,8 @@ def test_short_cuts_change_nothing(
     pool = generator.standard_normal((n, d)).astype(np.float32) * np.exp(generator.normal(size=(n, 1)) * spread)
     pool = (pool / np.sqrt(d)).astype(np.float32)
     picks = np.argsort(-np.square(pool).sum(axis=1), kind="stable")[:k].tolist()
-    monkeypatch.setattr(module, "CHUNK_ROWS", 37)
+    for place in (module, knapsack, posterior):
+        monkeypatch.setattr(place, "CHUNK_ROWS", 37)
     monkeypatch.setattr(module, "CHEAP_WORK", cheap)
     certificate = certify(Rows(pool), picks, alpha=2.0, budget=k)
     expected = everything_measured(pool.astype(np.float64), picks, k, 2.0, certificate.prefixes)

@@ -13,14 +13,19 @@ among the K largest are measured again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 
+from spice_select.analysis.knapsack import fractional_sum, measure_leading
 from spice_select.analysis.posterior import CHUNK_ROWS, Posterior, RowReader, ScaledRows
+from spice_select.selection.budget import resolve_budget
+from spice_select.selection.options import NormalizeName, row_numbers, scale_of, token_lengths
+from spice_select.selection.result import Selection
+from spice_select.selection.rows import as_rows
 
 SMALL_PREFIX = 32
 """Prefixes up to here share one pass over the pool."""
@@ -81,6 +86,62 @@ class Certificate(BaseModel):
         return text + "."
 
 
+def certify_selection(
+    gradients: Any,
+    selection: Selection,
+    *,
+    budget: int | float | str | None = None,
+    lengths: Sequence[int] | Int[np.ndarray, " n"] | None = None,
+    initial: Sequence[int] | Int[np.ndarray, " m"] | None = None,
+    exclude: Sequence[int] | np.ndarray | None = None,
+    constrained: bool = False,
+) -> Certificate | None:
+    """The certificate of a selection, given what it was selected from.
+
+    Args:
+        gradients: What was handed to ``select``: an array, a tensor or a store.
+        selection: Its result.
+        budget: The budget as it was asked for.
+        lengths: Response tokens of each row; a store's own where absent.
+        initial: Numbers of the rows that were in hand.
+        exclude: Rows that were left out: numbers, or a mask.
+        constrained: Quotas, or gains per token, steered the choice.
+
+    Returns:
+        The certificate, or None for a diagonal form, of which no such bound is known.
+    """
+    if selection.fisher != "exact":
+        return None
+    rows = as_rows(gradients)
+    n = rows.shape[0]
+    given = lengths if lengths is not None else getattr(gradients, "lengths", None)
+    tokens = token_lengths(given, n)
+    marked = getattr(gradients, "usable", None)
+    members = np.ones(n, dtype=bool) if marked is None else np.array(marked, dtype=bool)
+    members[row_numbers("exclude", exclude, n)] = False
+    norms = np.ones(n)
+    if selection.normalize in ("unit", "clip"):
+        norms = _norms(rows)
+        members &= np.isfinite(norms)
+    factors, _ = scale_of(cast(NormalizeName, selection.normalize), norms, members, tokens)
+    in_hand = row_numbers("initial", initial, n)
+    open_rows = members.copy()
+    open_rows[in_hand] = False
+    asked = resolve_budget(budget, n, int(open_rows.sum()), stops=True)
+    return certify(
+        rows,
+        selection.indices,
+        alpha=selection.alpha,
+        budget=asked.rows if asked.tokens is None else asked.tokens,
+        factors=factors,
+        candidates=members,
+        initial=in_hand,
+        tokens=None if asked.tokens is None else tokens,
+        penalised=selection.conflict_weight > 0,
+        constrained=constrained,
+    )
+
+
 def certify(
     gradients: RowReader,
     picks: Sequence[int] | Int[np.ndarray, " k"],
@@ -126,7 +187,7 @@ def certify(
     def record(t: int, gains: Float[np.ndarray, " n"], gained: float) -> None:
         outside = gains.copy()
         outside[order[held : held + t]] = 0.0
-        bounds[t] = tuple(gained + _fractional_sum(outside, weights, capacity) for capacity in capacities)
+        bounds[t] = tuple(gained + fractional_sum(outside, weights, capacity) for capacity in capacities)
 
     small = _powers(1, min(size, SMALL_PREFIX), 2) if held + SMALL_PREFIX <= SMALL_MEMBERS else [0]
     leading = Posterior(rows, order[: held + small[-1]], alpha, project=True if len(small) > 1 else None)
@@ -166,6 +227,16 @@ def certify(
     )
 
 
+def _norms(rows: RowReader) -> Float[np.ndarray, " n"]:
+    """Norms of the rows as they are stored."""
+    norms = np.empty(rows.shape[0])
+    for start in range(0, len(norms), CHUNK_ROWS):
+        chunk = np.arange(start, min(start + CHUNK_ROWS, len(norms)))
+        wide = np.asarray(rows.rows(chunk), dtype=np.float64)
+        norms[chunk] = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+    return norms
+
+
 def _first_pass(
     rows: ScaledRows, leading: Posterior, sizes: list[int], eligible: Bool[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, " n"], list[Float[np.ndarray, " n"]]]:
@@ -179,11 +250,16 @@ def _first_pass(
         if not len(chunk):
             continue
         scaled = rows.scaled(chunk)
-        if leading.projection is not None:
-            norms[chunk], left = leading.upper_of_prefixes(scaled, sizes)
-        else:
-            norms[chunk], left = np.einsum("ij,ij->i", scaled, scaled), leading.upper(scaled)[None]
-        gains[:, chunk] = np.log1p(leading.alpha * left)
+        # Rows of NaN or Inf are among them, and are sorted out below.
+        with np.errstate(over="ignore", invalid="ignore"):
+            if leading.projection is not None:
+                norms[chunk], left = leading.upper_of_prefixes(scaled, sizes)
+            else:
+                norms[chunk], left = np.einsum("ij,ij->i", scaled, scaled), leading.upper(scaled)[None]
+            gains[:, chunk] = np.log1p(leading.alpha * left)
+    # A row that holds NaN or Inf is no candidate.
+    norms[~np.isfinite(norms)] = 0.0
+    gains[~np.isfinite(gains)] = 0.0
     return norms, list(gains)
 
 
@@ -213,57 +289,11 @@ def _refresh(
         return bound
 
     if posterior.screens and rows.shape[0] * rows.shape[1] ** 2 > CHEAP_WORK:
-        stale = _measure_leading(stale, screened, weights, capacity)
-        upper = _fractional_sum(stale, weights, capacity)
-        if upper - _fractional_sum(np.minimum(middle, stale), weights, capacity) <= LOOSENESS * (gained + upper):
+        stale = measure_leading(stale, screened, weights, capacity)
+        upper = fractional_sum(stale, weights, capacity)
+        if upper - fractional_sum(np.minimum(middle, stale), weights, capacity) <= LOOSENESS * (gained + upper):
             return stale
-    return _measure_leading(stale, exact, weights, capacity)
-
-
-def _measure_leading(
-    bounds: Float[np.ndarray, " n"],
-    measure: Callable[[Int[np.ndarray, " b"]], Float[np.ndarray, " b"]],
-    weights: Float[np.ndarray, " n"],
-    capacity: float,
-) -> Float[np.ndarray, " n"]:
-    """Tighten bounds from the most promising row down, until none that is left can help to fill the capacity."""
-    tightened = bounds.copy()
-    density = _density(bounds, weights)
-    order = np.argsort(-density, kind="stable")
-    order = order[density[order] > 0]
-    done = 0
-    while done < len(order):
-        chunk = np.sort(order[done : done + CHUNK_ROWS])
-        tightened[chunk] = np.fmin(tightened[chunk], measure(chunk))
-        done += len(chunk)
-        seen = order[:done]
-        if done < len(order) and _marginal_density(tightened[seen], weights[seen], capacity) >= density[order[done]]:
-            break
-    return tightened
-
-
-def _density(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Value for each unit of weight; a row that costs nothing comes before all others."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(values > 0, values / weights, 0.0)
-
-
-def _marginal_density(values: Float[np.ndarray, " m"], weights: Float[np.ndarray, " m"], capacity: float) -> float:
-    """Density of the row with which the densest first fill the capacity; 0 where they don't."""
-    density = _density(values, weights)
-    order = np.argsort(-density, kind="stable")
-    filled = np.cumsum(weights[order])
-    place = int(np.searchsorted(filled, capacity))
-    return float(density[order[place]]) if place < len(order) else 0.0
-
-
-def _fractional_sum(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"], capacity: float) -> float:
-    """Most value that fits the capacity when rows can be cut: at least what any whole rows reach."""
-    order = np.argsort(-_density(values, weights), kind="stable")
-    before = np.concatenate([[0.0], np.cumsum(weights[order])[:-1]])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        part = np.where(weights[order] > 0, (capacity - before) / weights[order], 1.0)
-    return float((values[order] * np.clip(part, 0.0, 1.0)).sum())
+    return measure_leading(stale, exact, weights, capacity)
 
 
 def _powers(first: int, last: int, factor: int) -> list[int]:
@@ -285,7 +315,7 @@ def _later_prefixes(size: int, done: int, held: int, n: int, dim: int) -> list[i
 
 
 def _ratio(part: float, whole: float) -> float:
-    return 1.0 if part >= whole else part / whole
+    return 1.0 if part >= whole or whole <= 0 else part / whole
 
 
 def percent_down(share: float) -> str:

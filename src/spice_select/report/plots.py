@@ -12,12 +12,14 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
-WIDTH, HEIGHT = 4.8, 2.9
+WIDTH, HEIGHT = 4.0, 2.6
 MOST_POINTS = 400
 """Points that a curve keeps; more are averaged, which no screen can tell apart."""
 BINS = 36
+NARROW, WIDE = 20.0, 1000.0
+"""Ratios of largest to smallest: a linear axis below the one, powers of ten alone beyond the other."""
 
 # Colours that no plot would use, each to be replaced by a variable of the page's style sheet.
 INK, MUTED, FIRST, SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
@@ -47,8 +49,11 @@ def curves(
         axes.plot(
             ranks, heights, color=colour, linewidth=1.6, marker="o" if len(ranks) < 30 else "", markersize=3, label=name
         )
-    if log and axes.lines:
+    shown = [value for line in axes.lines for value in np.asarray(line.get_ydata())]
+    if log and shown and max(shown) > NARROW * min(shown):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     if len(series) > 1:
         _legend(axes)
@@ -76,10 +81,8 @@ def histogram(
             heights = np.histogram(values, edges)[0] / len(values) * 100
             axes.stairs(heights, edges, fill=fill, color=colour, alpha=0.55 if fill else 1.0, linewidth=1.8, label=name)
         axes.set_xscale("log")
-        if high / low < 40:
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-            axes.xaxis.set_minor_locator(MaxNLocator(nbins=5))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < WIDE * low else (1.0,)))
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
         axes.xaxis.set_minor_formatter("")
         _legend(axes)
     axes.yaxis.set_major_formatter("{x:g}%")
@@ -95,6 +98,11 @@ def _thinned(values: Float[np.ndarray, " k"]) -> tuple[Float[np.ndarray, " m"], 
     edges = np.linspace(0, len(values), MOST_POINTS + 1).astype(np.int64)
     sizes = np.diff(edges)
     return np.add.reduceat(ranks, edges[:-1]) / sizes, np.add.reduceat(values, edges[:-1]) / sizes
+
+
+def _short(value: float) -> str:
+    """1k for 1,000, and small numbers as they are."""
+    return f"{value / 1000:g}k" if 1000 <= value < 1e6 else f"{value:g}"
 
 
 def _empty(vertical: str, horizontal: str) -> tuple[Figure, Axes]:
