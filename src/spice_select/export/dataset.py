@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -157,7 +158,7 @@ def _replace_data(folder: Path, table: pa.Table, shard_bytes: int) -> tuple[Path
     names = [f"train-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
     make_folder(beside)
     try:
-        for name, start, end in zip(names, edges, edges[1:], strict=False):
+        for name, (start, end) in zip(names, pairwise(edges), strict=True):
             _write_table(table.slice(start, end - start), beside / name)
         if data.exists():
             remove_tree(data)
