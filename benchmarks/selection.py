@@ -2,10 +2,10 @@
 
 Ratios are taken within one process on one synthetic pool: clusters of unequal size, heavy-tailed norms, float32.
 
-    python benchmarks/select.py                                    the grid
-    python benchmarks/select.py --rows 20000 --picks 2000          one size
-    python benchmarks/select.py --paper-scale                      N = 97,500, D = 1,024, k = 9,750, lazy loop only
-    python benchmarks/select.py --rows 4000 --picks 400 --released the loop of the code published with the paper, too
+    python benchmarks/selection.py                                    the grid
+    python benchmarks/selection.py --rows 20000 --picks 2000          one size
+    python benchmarks/selection.py --paper-scale                      N = 97,500, D = 1,024, k = 9,750, lazy loop only
+    python benchmarks/selection.py --rows 4000 --picks 400 --released the loop of the code published with the paper, too
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def released_loop(gradients: np.ndarray, picks: int, alpha: float, weight: float
 
 
 def submodlib_greedy(gradients: np.ndarray, picks: int, alpha: float) -> tuple[list[int], float]:
-    """submodlib's lazy greedy on a ready kernel, no penalty; the kernel is not in the time."""
+    """The lazy greedy of submodlib on a ready kernel, no penalty; the kernel is not in the time."""
     import warnings
 
     wide = gradients.astype(np.float64)
