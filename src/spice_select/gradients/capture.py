@@ -56,7 +56,7 @@ class GradientEngine:
     def __init__(self, proxy: Proxy, config: GradientConfig) -> None:
         self.proxy = proxy
         self.config = config
-        self._sketch: Sketch = build_sketch(config, proxy.layers, proxy.device)
+        self._sketch: Sketch = self.new_sketch()
         # Gradients of a mean loss are small enough to vanish in float16.
         self._scale = 1024.0 if proxy.dtype == torch.float16 else 1.0
         self._loss = TokenLoss(proxy.model, self._scale)
@@ -71,6 +71,10 @@ class GradientEngine:
     def loss_path(self) -> str:
         """How logits are reached: ``gathered``, ``masked`` or ``full``; the numbers are the same."""
         return self._loss.path
+
+    def new_sketch(self) -> Sketch:
+        """A sketch like the engine's own, for gradients from elsewhere."""
+        return build_sketch(self.config, self.proxy.layers, self.proxy.device)
 
     def spec(self) -> dict[str, Any]:
         """What decides a row's numbers beside weights and examples, in what JSON can hold."""
@@ -96,6 +100,10 @@ class GradientEngine:
         rows = self._sketch.finish() / self._scale
         norms = self._sketch.squared_norms() / self._scale**2
         return GradientBatch(rows.numpy(), losses.numpy(), norms.numpy())
+
+    def sketch(self, gradients: Mapping[str, Float[Tensor, "rows columns"]]) -> Float[Tensor, " d"]:
+        """The row that one example's whole gradients, given by layer name, come to."""
+        return self._sketch.apply(gradients)
 
     def losses(self, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Float64[np.ndarray, " b"]:
         """Losses alone, from a forward pass without gradients."""

@@ -276,7 +276,9 @@ def _load_network(folder: Path, model: ModelConfig) -> nn.Module:
                 output_loading_info=True,
             )
     except Exception as error:  # broken files raise whatever their parser raises
-        raise ModelError(f"The weights of {model.name} cannot be loaded: {_first_line(error)}") from None
+        raise ModelError(
+            f"The weights of {model.name} cannot be loaded ({_first_line(error)}); fetch the model again."
+        ) from None
     network, info = loaded
     missing = sorted(info.get("missing_keys", ()))
     if missing:
@@ -300,7 +302,9 @@ def _load_adapter(network: nn.Module, adapter: str) -> tuple[nn.Module, tuple[Pa
         with _quiet():
             wrapped = PeftModel.from_pretrained(network, str(folder))  # type: ignore[arg-type]
     except Exception as error:  # a mismatch raises whatever PEFT raises
-        raise ModelError(f"The adapter {adapter} doesn't fit the model: {_first_line(error)}") from None
+        raise ModelError(
+            f"The adapter {adapter} cannot be put on the model ({_first_line(error)}); name one that was trained on it."
+        ) from None
     return wrapped, tuple(sorted(folder.glob("*.safetensors")))
 
 
@@ -341,4 +345,4 @@ def _bytes_of(value: Tensor) -> bytes:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     line = text[0] if text else type(error).__name__
-    return line if len(line) <= 200 else line[:197] + "..."
+    return line.rstrip(".") if len(line) <= 200 else line[:197] + "..."

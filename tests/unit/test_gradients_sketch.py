@@ -1,0 +1,117 @@
+"""Sketches against their formulas, and random numbers that must never change."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from spice_select.config import GradientConfig
+from spice_select.gradients.fold import FoldSketch, indices
+from spice_select.gradients.layers import Layer, initial_factor
+from spice_select.gradients.oracles import DenseSketch
+from spice_select.gradients.random import Stream
+from spice_select.gradients.sketch import reference_vector
+from spice_select.gradients.two_sided import TwoSidedSketch
+
+CPU = torch.device("cpu")
+LAYERS = [Layer("a.first", 7, 11), Layer("b.second", 40, 33), Layer("c.third", 64, 5)]
+
+
+def _gradients(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {layer.name: torch.randn(layer.rows, layer.columns, generator=generator) for layer in LAYERS}
+
+
+@pytest.mark.parametrize("dim", [1, 5, 16, 64, 4096])
+def test_fold_is_its_formula(dim: int) -> None:
+    gradients = _gradients(0)
+    expected = np.zeros(dim)
+    for layer in LAYERS:
+        places, signs = indices(layer, dim, seed=3)
+        np.add.at(expected, places, signs * gradients[layer.name].numpy().ravel().astype(np.float64))
+    found = FoldSketch(LAYERS, dim, 3, CPU).apply(gradients).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_fold_places_are_spread_evenly() -> None:
+    places, signs = indices(Layer("wide", 400, 300), 256, seed=0)
+    counts = np.bincount(places, minlength=256)
+    assert counts.min() >= 400 * 300 // 256 - 16 and counts.max() <= 400 * 300 // 256 + 17
+    assert abs(signs.mean()) < 0.02
+
+
+def test_two_sided_is_its_formula() -> None:
+    gradients = _gradients(0)
+    found = TwoSidedSketch(LAYERS, 8, 10**6, 3, CPU).apply(gradients).numpy()
+    parts = []
+    for layer in LAYERS:
+        table = gradients[layer.name].numpy().astype(np.float64)
+        for side, count in (("rows", layer.rows), ("columns", layer.columns)):
+            if count > 8:
+                signs = Stream(3, layer.name, f"two-sided {side}").signs(count * 8).reshape(count, 8) / 8**0.5
+                table = signs.T @ table if side == "rows" else table @ signs
+        parts.append(table.ravel())
+    np.testing.assert_allclose(found, np.concatenate(parts), atol=1e-4)
+
+
+def test_two_sided_tables_are_folded_to_dim() -> None:
+    assert TwoSidedSketch(LAYERS, 8, 50, 3, CPU).dim == 50
+    assert TwoSidedSketch(LAYERS, 8, 10**6, 3, CPU).dim == 7 * 8 + 8 * 8 + 8 * 5
+    rows = TwoSidedSketch(LAYERS, 8, 50, 3, CPU).apply(_gradients(0))
+    assert rows.shape == (50,) and float(rows.square().sum()) > 0
+
+
+def test_dense_is_its_formula() -> None:
+    layer, dim = LAYERS[1], 24
+    gradient = _gradients(0)[layer.name]
+    found = DenseSketch([layer], dim, 3, CPU).apply({layer.name: gradient}).numpy()
+    signs = Stream(3, layer.name, "dense").signs(layer.size * dim).reshape(layer.size, dim)
+    np.testing.assert_allclose(found, gradient.numpy().ravel() @ signs / dim**0.5, atol=1e-4)
+
+
+def test_random_numbers_are_frozen() -> None:
+    assert Stream(0, "model.layers.0.mlp.up_proj", "fold row signs").raw(3).tolist() == FROZEN_RAW
+    assert Stream(7, "x", "y").signs(16).tolist() == FROZEN_SIGNS
+    assert Stream(7, "x", "y").integers(4, 1000).tolist() == FROZEN_INTEGERS
+    np.testing.assert_allclose(initial_factor(0, "q_proj", 1, 3).numpy().ravel(), FROZEN_FACTOR, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["fold", "two-sided", "dense", "none"])
+def test_reference_vectors_are_frozen(kind: str) -> None:
+    config = GradientConfig(sketch=kind, seed=5)  # type: ignore[arg-type]
+    np.testing.assert_allclose(reference_vector(config), FROZEN_VECTORS[kind], rtol=1e-5)
+
+
+def test_streams_are_counter_based() -> None:
+    stream = Stream(1, "name", "purpose")
+    np.testing.assert_array_equal(stream.raw(40)[12:], stream.raw(28, start=12))
+    np.testing.assert_array_equal(stream.signs(2000)[512:], stream.signs(1488, start=512))
+    assert (stream.raw(4) != Stream(2, "name", "purpose").raw(4)).all()
+    assert (stream.raw(4) != Stream(1, "other", "purpose").raw(4)).all()
+    assert (stream.raw(4) != Stream(1, "name", "else").raw(4)).all()
+
+
+def test_uniform_stays_in_range() -> None:
+    values = Stream(0, "u", "u").uniform(10_000)
+    assert values.min() >= 0 and values.max() < 1 and abs(values.mean() - 0.5) < 0.02
+
+
+def test_the_global_random_state_is_left_alone() -> None:
+    before_torch, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[union-attr]
+    FoldSketch(LAYERS, 16, 0, CPU).apply(_gradients(0))
+    TwoSidedSketch(LAYERS, 4, 16, 0, CPU)
+    assert torch.equal(before_torch, torch.get_rng_state())
+    np.testing.assert_array_equal(before_numpy, np.random.get_state()[1])  # type: ignore[arg-type]
+
+
+FROZEN_RAW = [12706834230258594384, 4372925903936611276, 15961717997116720996]
+FROZEN_SIGNS = [-1, -1, 1, 1, -1, 1, -1, 1, 1, -1, 1, 1, -1, 1, 1, -1]
+FROZEN_INTEGERS = [947, 29, 880, 955]
+FROZEN_FACTOR = [-0.51721019, -0.35904822, -0.31482568]
+FROZEN_VECTORS = {
+    "fold": [-1814.0, 2975.0, -1311.0, 553.0, 2368.0, -4111.0, -751.0, -1423.0],
+    "two-sided": [-2718.125, 1835.875, 1236.875, 3163.5, -1037.875, -347.125, 1062.125, -1675.25],
+    "dense": [1070.56, -1975.656, 1216.931, 673.8727, 556.493, -1801.708, -1289.056, -654.0738],
+    "none": [-125.0, -124.0, -123.0, -122.0, -121.0, -120.0, -119.0, -118.0],
+}
