@@ -300,7 +300,7 @@ def test_model_loads_offline_and_has_learned(rows: list[DemoRow]) -> None:
     assert model.config.model_type == "llama"
     assert model.dtype == torch.float32
     assert sum(weight.numel() for weight in model.parameters()) <= 1_200_000
-    assert "generation" not in tokenizer.chat_template
+    assert not re.search(r"{%-?\s*generation", tokenizer.chat_template)
     assert {"<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"} <= set(tokenizer.all_special_tokens)
     assert tokenizer.pad_token_id == model.config.pad_token_id != tokenizer.eos_token_id
 
