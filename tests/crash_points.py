@@ -59,15 +59,19 @@ def main(base: Path) -> int:
         while ended == DIED:
             folder = base / f"{over_another}-{point}"
             if over_another:
-                collect(examples(20, seed=1), FakeEngine(64), folder, settings(), identity=IDENTITY)
+                collect(examples(9, seed=1), FakeEngine(64), folder, settings(), identity=IDENTITY)
             ended = run(folder, die_at=point, overwrite=over_another)
+            manifest = contents(folder).get("manifest.json")
             # While the old manifest is there, going on means to start again once more.
-            old = over_another and contents(folder).get("manifest.json") not in (None, expected["manifest.json"])
+            old = over_another and manifest not in (None, expected["manifest.json"])
             if run(folder, overwrite=old) != 0 or contents(folder) != expected:
                 print(f"differs after dying at {point} ({over_another=})")
                 return 1
             GradientStore.open(folder, verify=True)
             point, tried = point + 1, tried + 1
+            if over_another and manifest == expected["manifest.json"]:
+                # From here on it is as in a fresh folder.
+                ended = 0
         if ended != 0:
             print(f"ended with {ended} at {point}")
             return 1

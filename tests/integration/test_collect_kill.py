@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,92 +17,161 @@ import pytest
 from spice_select.errors import StoreError
 from spice_select.gradients.store import GradientStore
 from tests.stores import contents
-from tests.support import ROOT
+from tests.support import ROOT, smollm2_path
 
 ROWS = 240
 SHARDS = 30
 
 
-def start(folder: Path, seconds: float = 0.004) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.collect_worker", str(folder), str(ROWS), str(seconds)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+class Server:
+    """Collects in processes of their own."""
 
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.collect_server"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
 
-def finish(process: subprocess.Popen[str]) -> int:
-    """Shards that the process says it wrote."""
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return int(out.split()[-1])
+    def _ask(self, line: str) -> list[int]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(line, file=self.process.stdin, flush=True)
+        return [int(word) for word in self.process.stdout.readline().split()]
 
+    def start(self, folder: Path, seconds: float = 0.004) -> int:
+        """Begin a collect and return its process."""
+        return self._ask(f"collect {folder} {ROWS} {seconds}")[0]
 
-def await_ready(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    def wait(self, process: int) -> tuple[int, int]:
+        """How a process ended, and the shards that it says it wrote."""
+        status, written = self._ask(f"wait {process}")
+        return status, written
+
+    def close(self) -> None:
+        self.process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert finish(start(folder, 0)) == SHARDS
-    return contents(folder)
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
 
 
-def stop_and_go(folder: Path, kills: int, number: signal.Signals, longest: float) -> int:
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a run leaves that nobody stops, and how long it takes."""
+
+    contents: dict[str, bytes]
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    folder, begun = tmp_path_factory.mktemp("undisturbed"), time.perf_counter()
+    assert server.wait(server.start(folder)) == (0, SHARDS)
+    return Undisturbed(contents(folder), time.perf_counter() - begun)
+
+
+def stop_and_go(server: Server, folder: Path, stops: int, number: signal.Signals, longest: float) -> int:
     """Stop a collect at random moments until that has happened often enough, then let it end.
 
     Returns:
-        Shards that the last process had to write.
+        The most whole shards that were there when a run was stopped.
     """
-    moments, delivered = random.Random(), 0
-    while delivered < kills:
-        process = start(folder)
-        await_ready(process)
+    moments, delivered, most = random.Random(), 0, 0
+    while delivered < stops:
+        process = server.start(folder)
         time.sleep(moments.uniform(0, longest))
-        process.send_signal(number)
-        process.communicate(timeout=60)
-        if process.returncode == 0:
+        os.kill(process, number)
+        status, _ = server.wait(process)
+        if status == 0:
             # It was quicker: the shards after the first few are taken away for another try.
             for path in sorted((folder / "shards").glob("*.json"))[3:]:
                 path.unlink()
             continue
+        assert status == (130 if number == signal.SIGINT else -number)
         delivered += 1
         try:
-            GradientStore.open(folder, verify=True, partial=True)
+            found = GradientStore.open(folder, verify=True, partial=True)
+            most = max(most, SHARDS - len(found.missing))
         except StoreError as error:
             # Killed before there was a manifest.
             assert "There is no gradient store" in str(error)
-    return finish(start(folder, 0))
+    assert server.wait(server.start(folder, 0))[0] == 0
+    return most
 
 
-def test_three_kills_leave_no_trace(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    written = stop_and_go(tmp_path, 3, signal.SIGKILL, 0.4)
-    assert 0 < written < SHARDS
-    assert contents(tmp_path) == undisturbed
+@pytest.mark.parametrize(("kills", "share"), [(3, 0.5), (20, 0.2)])
+def test_kills_leave_no_trace(
+    server: Server, tmp_path: Path, undisturbed: Undisturbed, kills: int, share: float
+) -> None:
+    most = stop_and_go(server, tmp_path, kills, signal.SIGKILL, share * undisturbed.seconds)
+    assert contents(tmp_path) == undisturbed.contents
+    if kills == 20:
+        assert most > 0, "some run was killed with work done"
+
+
+def test_ctrl_c_leaves_a_store_that_goes_on(server: Server, tmp_path: Path, undisturbed: Undisturbed) -> None:
+    stop_and_go(server, tmp_path, 2, signal.SIGINT, 0.5 * undisturbed.seconds)
+    assert contents(tmp_path) == undisturbed.contents
+
+
+def test_two_processes_at_once_share_the_work(server: Server, tmp_path: Path, undisturbed: Undisturbed) -> None:
+    ended = [server.wait(process) for process in [server.start(tmp_path), server.start(tmp_path)]]
+    assert [status for status, _ in ended] == [0, 0]
+    assert sum(written for _, written in ended) == SHARDS, "no shard was computed twice"
+    assert contents(tmp_path) == undisturbed.contents
+
+
+@pytest.fixture(scope="module")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("llama")
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    words = Tokenizer(
+        models.WordLevel({"<unk>": 0, "</s>": 1, **{f"w{i}": i for i in range(2, 64)}}, unk_token="<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>").save_pretrained(folder)
+    return folder
+
+
+def kill_a_real_collect(model: Path, folder: Path, *options: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kill_runs", str(model), str(folder), *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=550,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("same\n")
+
+
+def test_kills_of_a_real_model_leave_no_trace(tmp_path: Path, tiny_llama: Path) -> None:
+    kill_a_real_collect(tiny_llama, tmp_path, "--kills", "3", "--dim", "256")
 
 
 @pytest.mark.slow
-def test_twenty_kills_leave_no_trace(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    written = stop_and_go(tmp_path, 20, signal.SIGKILL, 0.08)
-    assert written < SHARDS
-    assert contents(tmp_path) == undisturbed
-
-
-def test_ctrl_c_leaves_a_store_that_goes_on(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    stop_and_go(tmp_path, 1, signal.SIGINT, 0.4)
-    assert contents(tmp_path) == undisturbed
-
-
-def test_two_processes_at_once_share_the_work(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    processes = [start(tmp_path), start(tmp_path)]
-    written = [finish(process) for process in processes]
-    assert sum(written) == SHARDS, "no shard was computed twice"
-    assert contents(tmp_path) == undisturbed
+def test_twenty_kills_of_smollm2_leave_no_trace(tmp_path: Path) -> None:
+    kill_a_real_collect(smollm2_path(), tmp_path, "--kills", "20", "--rows", "48")
 
 
 def test_dying_at_any_change_to_the_disk_leaves_no_trace(tmp_path: Path) -> None:
@@ -113,5 +184,5 @@ def test_dying_at_any_change_to_the_disk_leaves_no_trace(tmp_path: Path) -> None
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # Manifest, and three files of each of two shards, each brought to the disk and renamed, in both beginnings.
-    assert int(done.stdout) > 2 * 2 * 7
+    # Manifest, and three files of each of two shards, each brought to the disk and renamed; removals before that.
+    assert int(done.stdout) > 2 * 7 + 7
