@@ -117,7 +117,7 @@ class SelectionConfig(Section):
     per_token: bool = False
     groups: str | None = None
     """Column (or ``source``) whose values share the budget by ``quotas``."""
-    quotas: Literal["proportional"] | dict[str, dict[Literal["min", "max"], int | float]] | None = None
+    quotas: Literal["proportional"] | dict[str, dict[str, int | float]] | None = None
     initial: str | None = None
     """File of row numbers already in hand: JSON list, or one number a line."""
     exclude: str | None = None
@@ -168,7 +168,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Evens out the noise of a token mean, so that short responses don't lead by their noise alone, and makes the
     # picks free of the scale of the loss.
-    "recommended": {"selection": {"normalize": "sqrt_tokens", "alpha": "auto"}},
+    "recommended": {
+        "selection": {
+            "alpha": "auto",
+            "conflict_weight": 0.1,
+            "penalty": "absolute",
+            "reference": "selected",
+            "hinge": 0.0,
+            "normalize": "sqrt_tokens",
+            "fisher": "exact",
+        }
+    },
 }
 
 
@@ -187,13 +197,13 @@ def load_config(
     values: Mapping[str, Any] | None = None,
     preset: str | None = None,
 ) -> RunConfig:
-    """Resolve a configuration: preset, then file, then flags, then ``--set`` overrides.
+    """Resolve a configuration: file, then preset, then flags, then ``--set`` overrides.
 
     Args:
         file: YAML file, such as the ``config.yaml`` that a run writes.
         overrides: ``section.key=value`` strings; the value is read as YAML.
         values: Nested settings from command-line flags.
-        preset: Name of a preset; replaces the one named in the file.
+        preset: Name of a preset; its values replace those of the file.
 
     Raises:
         ConfigError: A file that cannot be read, an unknown key, or a value that doesn't fit.
@@ -201,12 +211,13 @@ def load_config(
     settings: dict[str, Any] = {}
     if file is not None:
         settings = _read_yaml(file)
+    if preset is not None:
+        # A written configuration is fully resolved: a preset asked for must win over it, though not over other flags.
+        settings = {**merge(settings, PRESETS.get(preset, {})), "preset": preset}
     if values:
         settings = merge(settings, values)
     for override in overrides:
         settings = merge(settings, _parse_override(override))
-    if preset is not None:
-        settings["preset"] = preset
     return resolve(settings)
 
 

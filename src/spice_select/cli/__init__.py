@@ -1,0 +1,45 @@
+"""The command line: one thin file a verb, and the exit codes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+
+from spice_select.errors import ResourceError, SpiceError
+
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Entry point of ``spice-select``.
+
+    Exit codes: 0 done; 2 usage or configuration; 3 data or a model that cannot be read; 4 output or resources;
+    130 interrupted. A user's mistake prints one sentence on stderr and no traceback.
+    """
+    # Progress of the libraries below would tear our own; their warnings are for developers.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    from spice_select.cli.app import app
+
+    try:
+        app()
+    except SpiceError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("Interrupted; the same command takes up the work where it stopped.", _INTERRUPTED)
+    except MemoryError:
+        _fail("Memory ran out; lower gradients.batch_tokens or data.max_length.", ResourceError.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        place = f" on {error.filename}" if error.filename else ""
+        _fail(f"The output cannot be written{place}: {error.strerror}; make room or name another folder.", 4)
+
+
+def _fail(sentence: str, code: int) -> None:
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -1,0 +1,43 @@
+"""``spice-select collect``: measure every gradient, select later."""
+
+from __future__ import annotations
+
+from spice_select.cli import options as o
+from spice_select.cli.console import ConsoleReporter
+from spice_select.cli.show import show_cost, show_store
+
+
+def collect(
+    data: o.Data = None,
+    model: o.Model = None,
+    output: o.Output = None,
+    config: o.Config = None,
+    overrides: o.Set = None,
+    preset: o.Preset = None,
+    seed: o.Seed = None,
+    limit: o.Limit = None,
+    dry_run: o.DryRun = False,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Measure the gradient of every row and keep them in OUTPUT/gradients, for `spice-select select OUTPUT`."""
+    from spice_select import pipeline
+
+    o.refuse_both(resume, overwrite)
+    settings = o.settings(
+        config=config,
+        overrides=overrides,
+        preset=preset,
+        seed=seed,
+        data__sources=tuple(map(o.absolute, data)) if data else None,
+        data__limit=limit,
+        model__name=o.absolute(model) if model else None,
+        output__folder=output,
+    )
+    with ConsoleReporter(quiet=quiet or as_json) as reporter:
+        if dry_run:
+            show_cost(pipeline.dry_run(settings, reporter, selection=False), as_json=as_json)
+            return
+        show_store(pipeline.collect(settings, reporter, overwrite=overwrite), as_json=as_json)

@@ -1,0 +1,84 @@
+"""Options that several verbs share, and how they become a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spice_select.config import RunConfig, load_config
+from spice_select.errors import ConfigError
+
+Data = Annotated[
+    list[str] | None,
+    typer.Argument(help="Files, folders or Hub ids (owner/name, owner/name@revision).", show_default=False),
+]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Proxy: folder or Hub id of a causal language model.")]
+Budget = Annotated[
+    str | None,
+    typer.Option("--budget", "-b", help="Rows (12), a share (10% or 0.1), or response tokens ('50000 tokens')."),
+]
+Output = Annotated[str | None, typer.Option("--output", "-o", help="Folder to write.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML file, such as the config.yaml that a run writes.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."),
+]
+Preset = Annotated[str | None, typer.Option("--preset", help="paper | recommended.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="The one seed of the run.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Use only the first this many rows.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Measure a few batches and print the cost of the whole; write nothing.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Take up what an interrupted run has left; this is the default.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start again, replacing what is in the output folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and the result only.")]
+
+
+def refuse_both(resume: bool, overwrite: bool) -> None:
+    """Refuse two flags that ask for opposite things.
+
+    Raises:
+        ConfigError: Both were given.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite cannot go together; leave one of them out.")
+
+
+def absolute(name: str) -> str:
+    """A local path made whole, so that a written configuration replays from anywhere; any other name as it is."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
+
+
+def settings(
+    *,
+    config: Path | None,
+    overrides: list[str] | None,
+    preset: str | None = None,
+    seed: int | None = None,
+    **flags: Any,
+) -> RunConfig:
+    """Resolve the configuration of a command.
+
+    Args:
+        config: YAML file.
+        overrides: ``--set`` values.
+        preset: Name of a preset.
+        seed: The one seed.
+        **flags: Settings by ``section__key``; those that are None were not given.
+
+    Raises:
+        ConfigError: A setting that does not fit.
+    """
+    values: dict[str, Any] = {} if seed is None else {"seed": seed}
+    for name, value in flags.items():
+        section, _, key = name.partition("__")
+        if value is not None:
+            values.setdefault(section, {})[key] = value
+    return load_config(config, overrides or (), values, preset)

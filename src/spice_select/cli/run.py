@@ -1,0 +1,48 @@
+"""``spice-select run``: rows in, a subset out."""
+
+from __future__ import annotations
+
+from spice_select.cli import options as o
+from spice_select.cli.console import ConsoleReporter
+from spice_select.cli.show import show_cost, show_result
+
+
+def run(
+    data: o.Data = None,
+    model: o.Model = None,
+    budget: o.Budget = None,
+    output: o.Output = None,
+    config: o.Config = None,
+    overrides: o.Set = None,
+    preset: o.Preset = None,
+    seed: o.Seed = None,
+    limit: o.Limit = None,
+    dry_run: o.DryRun = False,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Choose a subset: read the rows, measure every gradient, select, and write a data set that trains as it stands.
+
+    A run that was cut off goes on where it stopped when the same command is given again.
+    """
+    from spice_select import pipeline
+
+    o.refuse_both(resume, overwrite)
+    settings = o.settings(
+        config=config,
+        overrides=overrides,
+        preset=preset,
+        seed=seed,
+        data__sources=tuple(map(o.absolute, data)) if data else None,
+        data__limit=limit,
+        model__name=o.absolute(model) if model else None,
+        selection__budget=budget,
+        output__folder=output,
+    )
+    with ConsoleReporter(quiet=quiet or as_json) as reporter:
+        if dry_run:
+            show_cost(pipeline.dry_run(settings, reporter), as_json=as_json)
+            return
+        show_result(pipeline.run(settings, reporter, overwrite=overwrite), as_json=as_json)

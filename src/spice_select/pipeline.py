@@ -1,0 +1,246 @@
+"""The order of the stages: rows, token ids, gradients, selection, results. The only file that knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spice_select.analysis.certificate import Certificate, certify
+from spice_select.config import RunConfig, load_config
+from spice_select.cost import Cost, estimate
+from spice_select.errors import ConfigError, StoreMismatch
+from spice_select.files import Lock
+from spice_select.gradients.capture import GradientEngine
+from spice_select.gradients.collect import collect as collect_gradients
+from spice_select.gradients.proxy import Proxy, load_proxy
+from spice_select.gradients.store import GradientStore
+from spice_select.pool import Pool, check_selection, excluded_rows, group_labels, read_pool, rows_in_hand
+from spice_select.reporter import Clock, Reporter, heard
+from spice_select.results import RunResult, StoreResult, deliver
+from spice_select.run_folder import RunFolder
+from spice_select.selection import Selection, select
+from spice_select.selection.budget import Budget
+
+
+def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> RunResult:
+    """Rows in, a subset out: everything in order, into ``config.output.folder``.
+
+    Args:
+        config: All settings.
+        reporter: Hears the progress.
+        overwrite: Start again in a folder that holds something of other settings.
+
+    Raises:
+        ConfigError: A setting that is missing or does not fit these rows.
+        DataError, ModelError: Something that cannot be read.
+        OutputError, ResourceError: Something that cannot be written.
+    """
+    _require(config, output=True)
+    _require_budget(config)
+    folder = RunFolder(config.output.folder)
+    folder.check(config, overwrite=overwrite, selection=True)
+    clock = Clock()
+    pool = read_pool(config, reporter, clock)
+    budget = check_selection(config, pool)
+    store = _measure(config, pool, folder, reporter, clock, overwrite=overwrite)
+    return _choose(config, pool, budget, store, folder, reporter, clock)
+
+
+def collect(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> StoreResult:
+    """Measure the gradient of every row and leave the store; arguments and errors as for :func:`run`."""
+    _require(config, output=True)
+    folder = RunFolder(config.output.folder)
+    folder.check(config, overwrite=overwrite, selection=False)
+    clock = Clock()
+    pool = read_pool(config, reporter, clock)
+    store = _measure(config, pool, folder, reporter, clock, overwrite=overwrite)
+    return StoreResult.of(folder, store, clock.seconds)
+
+
+def select_from(
+    source: str | Path,
+    reporter: Reporter,
+    *,
+    budget: str | None = None,
+    output: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    preset: str | None = None,
+    overwrite: bool = False,
+) -> RunResult:
+    """Select from the gradients that a run or a collect has left.
+
+    Args:
+        source: The folder that holds ``gradients``.
+        reporter: Hears the progress.
+        budget: Budget, instead of the one in the folder's configuration.
+        output: Folder for the result; the source itself when absent.
+        overrides: ``section.key=value`` settings of the selection.
+        preset: Preset of the selection.
+        overwrite: Replace an earlier selection; gradients are never touched.
+
+    Raises:
+        ConfigError: A setting that does not fit, or belongs to the gradients and would need a new collect.
+        StoreError: Gradients that are missing, unfinished or not what was written.
+        StoreMismatch: The rows are no longer those that the gradients were measured on.
+    """
+    origin = RunFolder(source)
+    earlier = origin.read_config()
+    flags: dict[str, Any] = {"output": {"folder": str(output if output is not None else source)}}
+    if budget is not None:
+        flags["selection"] = {"budget": budget}
+    config = load_config(origin.config, overrides, flags, preset)
+    _require_same_gradients(earlier, config)
+    _require_budget(config)
+    folder = RunFolder(config.output.folder)
+    folder.check(config, overwrite=overwrite, selection=True)
+    clock = Clock()
+    store = GradientStore.open(origin.gradients)
+    pool = read_pool(config, reporter, clock)
+    if store.manifest.examples != pool.encoded.digest:
+        raise StoreMismatch(
+            f"The rows of {', '.join(config.data.sources)} are not those that {origin.gradients} was measured on; "
+            "restore the rows, or collect again."
+        )
+    with clock.stage("verify"):
+        store.verify()
+    resolved = check_selection(config, pool)
+    folder.claim(config, overwrite=overwrite, keep_gradients=True)
+    return _choose(config, pool, resolved, store, folder, reporter, clock)
+
+
+def dry_run(config: RunConfig, reporter: Reporter, *, selection: bool = True) -> Cost:
+    """Measure a few batches of this very model and data and say what the whole would cost; nothing is written."""
+    _require(config, output=False)
+    if selection:
+        _require_budget(config)
+    if config.output.folder:
+        RunFolder(config.output.folder).check(config, overwrite=True, selection=selection)
+    pool = read_pool(config, reporter, Clock())
+    picks = check_selection(config, pool).rows if selection else 0
+    _, engine = _load_engine(config, pool, reporter)
+    reporter.stage("Measuring a few batches")
+    return estimate(engine, pool.encoded, config, picks=picks)
+
+
+def _require(config: RunConfig, *, output: bool) -> None:
+    if not config.data.sources:
+        raise ConfigError("No data was named; give files, folders or Hub ids, such as 'spice-select run rows.jsonl'.")
+    if not config.model.name:
+        raise ConfigError("No proxy model was named; give a folder or Hub id with --model.")
+    if output and not config.output.folder:
+        raise ConfigError("No output folder was named; give one with --output.")
+
+
+def _require_budget(config: RunConfig) -> None:
+    if config.selection.budget is None and config.selection.stop_ratio is None:
+        raise ConfigError("No budget was given; give one with --budget (such as 10%), or a selection.stop_ratio.")
+
+
+def _require_same_gradients(earlier: RunConfig, later: RunConfig) -> None:
+    for section in ("data", "model", "gradients", "seed"):
+        if getattr(earlier, section) != getattr(later, section):
+            raise ConfigError(
+                f"A setting of '{section}' belongs to the gradients, which are there already; "
+                "set selection settings only, or collect again into another folder."
+            )
+
+
+def _load_engine(config: RunConfig, pool: Pool, reporter: Reporter) -> tuple[Proxy, GradientEngine]:
+    reporter.stage("Proxy")
+    with heard(reporter):
+        proxy = load_proxy(config.model, config.gradients)
+        engine = GradientEngine(proxy, config.gradients)
+    reporter.note(proxy.summary())
+    return proxy, engine
+
+
+def _measure(
+    config: RunConfig, pool: Pool, folder: RunFolder, reporter: Reporter, clock: Clock, *, overwrite: bool
+) -> GradientStore:
+    with clock.stage("model"):
+        proxy, engine = _load_engine(config, pool, reporter)
+    folder.claim(config, overwrite=overwrite, keep_gradients=False)
+    reporter.stage("Gradients")
+    identity: Mapping[str, Any] = {
+        "weights": proxy.weights_hash,
+        "tokenizer": proxy.tokenizer_hash,
+        "coverage": round(proxy.coverage, 6),
+        "encoding": dict(pool.encoded.identity),
+    }
+    with clock.stage("gradients"), heard(reporter):
+        result = collect_gradients(
+            pool.encoded,
+            engine,
+            folder.gradients,
+            config.gradients,
+            identity=identity,
+            progress=reporter.advance,
+            overwrite=overwrite,
+        )
+    for line in result.describe():
+        reporter.note(line)
+    return result.store
+
+
+def _choose(
+    config: RunConfig,
+    pool: Pool,
+    budget: Budget,
+    store: GradientStore,
+    folder: RunFolder,
+    reporter: Reporter,
+    clock: Clock,
+) -> RunResult:
+    reporter.stage("Selection")
+    settings = config.selection
+    labels = group_labels(config, pool)
+    with clock.stage("selection"):
+        selection = select(
+            store,
+            budget=settings.budget,
+            alpha=settings.alpha,
+            conflict_weight=settings.conflict_weight,
+            penalty=settings.penalty,
+            reference=settings.reference,
+            hinge=settings.hinge,
+            normalize=settings.normalize,
+            stop_ratio=settings.stop_ratio,
+            robust_stop=settings.robust_stop,
+            fisher=settings.fisher,
+            loop=settings.loop,
+            per_token=settings.per_token,
+            groups=labels if settings.quotas is not None else None,
+            quotas=settings.quotas,
+            initial=rows_in_hand(config, pool),
+            exclude=excluded_rows(config, pool),
+        )
+    for line in selection.warnings:
+        reporter.warn(line)
+    with clock.stage("penalty"):
+        changed = selection.changed_by_penalty if settings.conflict_weight else None
+    with clock.stage("certificate"):
+        certificate = _certify(config, pool, budget, store, selection)
+    reporter.stage("Results")
+    with Lock.exclusive(folder.path / ".lock", str(folder.path)):
+        return deliver(config, pool, budget, store, selection, certificate, folder, clock, changed=changed)
+
+
+def _certify(
+    config: RunConfig, pool: Pool, budget: Budget, store: GradientStore, selection: Selection
+) -> Certificate | None:
+    """The certificate of the picks; the diagonal forms have none."""
+    if selection.fisher != "exact":
+        return None
+    return certify(
+        store,
+        selection.indices,
+        alpha=selection.alpha,
+        budget=budget.rows if budget.tokens is None else budget.tokens,
+        factors=selection.factors,
+        candidates=store.usable & ~excluded_rows(config, pool),
+        initial=rows_in_hand(config, pool) or (),
+        tokens=None if budget.tokens is None else store.lengths,
+        penalised=selection.conflict_weight > 0,
+        constrained=config.selection.quotas is not None,
+    )

@@ -1,0 +1,125 @@
+"""The pool of a run: rows read, understood, encoded, and checked against what the selection asks of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool
+from transformers import PreTrainedTokenizerBase
+
+from spice_select.config import RunConfig
+from spice_select.data.contamination import contaminated
+from spice_select.data.encode import encode_rows
+from spice_select.data.encoded import Encoded
+from spice_select.data.row_numbers import read_row_numbers
+from spice_select.data.schema import Schema, detect_schemas
+from spice_select.data.sources import RowSet, load_rows
+from spice_select.errors import ConfigError, DataError
+from spice_select.gradients.proxy import load_tokenizer
+from spice_select.reporter import Clock, Reporter
+from spice_select.selection.budget import Budget, resolve_budget
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The rows of a run, read and encoded.
+
+    Attributes:
+        rows: The rows with their original columns.
+        schemas: How each source's columns were read.
+        tokenizer: The proxy's.
+        encoded: Token ids and response masks; rows left out have their status.
+        notes: What was found, in plain sentences.
+    """
+
+    rows: RowSet
+    schemas: tuple[Schema, ...]
+    tokenizer: PreTrainedTokenizerBase
+    encoded: Encoded
+    notes: tuple[str, ...]
+
+    @property
+    def source_labels(self) -> list[str]:
+        """The name of every row's source."""
+        return [self.rows.sources[source].name for source in self.rows.source_ids]
+
+
+def read_pool(config: RunConfig, reporter: Reporter, clock: Clock) -> Pool:
+    """Read, understand and encode the rows; every sentence that says what was found goes to the reporter."""
+    reporter.stage("Rows")
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        notes.append(line)
+        reporter.note(line)
+
+    with clock.stage("rows"):
+        rows = load_rows(config.data.sources, split=config.data.split, limit=config.data.limit)
+        schemas = detect_schemas(rows, config.data.columns)
+    for line in rows.notes:
+        note(line)
+    for source, schema in zip(rows.sources, schemas, strict=True):
+        note(f"{source.name}: {source.rows:,} rows; {schema.describe()}")
+    with clock.stage("encode"):
+        tokenizer = load_tokenizer(config.model)
+        encoded = encode_rows(rows, tokenizer, config.data, loss=config.gradients.loss)
+    for line in encoded.stats.describe():
+        note(line)
+    _require_responses(encoded)
+    if config.data.contamination:
+        with clock.stage("contamination"):
+            found = contaminated(rows, schemas, config.data.contamination)
+        for line in found.describe():
+            note(line)
+        encoded = encoded.with_excluded(found.mask)
+        if not encoded.usable.any():
+            raise DataError("Every usable row matches an evaluation file; name other rows or other evaluation files.")
+    return Pool(rows, schemas, tokenizer, encoded, tuple(notes))
+
+
+def _require_responses(encoded: Encoded) -> None:
+    if encoded.usable.any():
+        return
+    stats = encoded.stats
+    reason = f" ({stats.failures[0].reason})" if stats.failures else ""
+    raise DataError(f"None of the {stats.rows:,} rows has a response to learn from{reason}; check data.columns.")
+
+
+def check_selection(config: RunConfig, pool: Pool) -> Budget:
+    """Resolve what the selection needs from the rows before hours go into gradients; returns the budget."""
+    settings = config.selection
+    usable = pool.encoded.usable & ~excluded_rows(config, pool)
+    group_labels(config, pool)
+    rows_in_hand(config, pool)
+    stops = settings.stop_ratio is not None
+    return resolve_budget(settings.budget, len(usable), int(usable.sum()), stops=stops)
+
+
+def group_labels(config: RunConfig, pool: Pool) -> list[str] | None:
+    """The label of every row by ``selection.groups``, or None where no column was named."""
+    column = config.selection.groups
+    if column is None:
+        if config.selection.quotas is not None:
+            raise ConfigError("selection.quotas needs selection.groups: a column of the rows, or 'source'.")
+        return None
+    if column == "source":
+        return pool.source_labels
+    known = sorted({name for source in pool.rows.sources for name in source.columns})
+    if column not in known:
+        raise ConfigError(f"selection.groups names no column of the rows: '{column}'; there are {', '.join(known)}.")
+    return [str(value) for value in pool.rows.column(column)]
+
+
+def rows_in_hand(config: RunConfig, pool: Pool) -> list[int] | None:
+    """The row numbers in the file that ``selection.initial`` names."""
+    name = config.selection.initial
+    return None if name is None else read_row_numbers(name, len(pool.rows), field="selection.initial")
+
+
+def excluded_rows(config: RunConfig, pool: Pool) -> Bool[np.ndarray, " rows"]:
+    """The rows that the file named by ``selection.exclude`` leaves out."""
+    mask = np.zeros(len(pool.rows), np.bool_)
+    if config.selection.exclude is not None:
+        mask[read_row_numbers(config.selection.exclude, len(pool.rows), field="selection.exclude")] = True
+    return mask

@@ -1,0 +1,176 @@
+"""The folder that a run leaves: its layout, and whether it may be written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from spice_select.config import RunConfig, load_config, to_yaml
+from spice_select.errors import ConfigError, OutputError, StoreError, StoreMismatch
+from spice_select.files import make_folder, remove_tree, write_text
+
+# Settings that say how a result is reached and not what it is: a run may be taken up again with others.
+_NO_IDENTITY = {
+    ("output", "folder"),
+    ("output", "keep_gradients"),
+    ("model", "device"),
+    ("selection", "loop"),
+}
+
+
+class RunFolder:
+    """Paths of a run's folder.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def gradients(self) -> Path:
+        """The gradient store."""
+        return self.path / "gradients"
+
+    @property
+    def record(self) -> Path:
+        """What was selected and how, written last."""
+        return self.path / "selection.json"
+
+    @property
+    def trace(self) -> Path:
+        """One line a step."""
+        return self.path / "trace.parquet"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.path / "report.html"
+
+    @property
+    def card(self) -> Path:
+        """The data set card."""
+        return self.path / "README.md"
+
+    @property
+    def demo_rows(self) -> Path:
+        """The generated rows, in the folder of a demo."""
+        return self.path / "demo.jsonl"
+
+    @property
+    def data(self) -> Path:
+        """The chosen rows."""
+        return self.path / "data"
+
+    def read_config(self) -> RunConfig:
+        """The configuration of the run that is here.
+
+        Raises:
+            StoreError: The folder is not one that a run or a collect has left.
+        """
+        if not self.path.is_dir():
+            raise StoreError(f"There is no folder {self.path}; name the output of a run or of a collect.")
+        if not self.config.is_file():
+            raise StoreError(f"{self.path} holds no config.yaml; name the output of a run or of a collect.")
+        return load_config(self.config)
+
+    def check(self, config: RunConfig, *, overwrite: bool, selection: bool) -> None:
+        """See whether the folder may be written under a configuration; nothing is written yet.
+
+        Args:
+            config: The configuration of this command.
+            overwrite: Replace what an earlier command with other settings has left.
+            selection: This command writes a selection, and not gradients alone.
+
+        Raises:
+            OutputError: The folder holds something else, or cannot be written.
+            StoreMismatch: The folder belongs to other settings; each difference is named.
+        """
+        existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not existing.is_dir():
+            raise OutputError(f"The output {self.path} cannot be made because {existing} is a file; name a folder.")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise OutputError(f"The output {self.path} cannot be written (no permission on {existing}); name another.")
+        if existing != self.path or not any(self.path.iterdir()):
+            return
+        if not self.config.is_file():
+            if not self._only_ours():
+                raise OutputError(f"The output {self.path} holds files that no run has left; name a new folder.")
+        elif not overwrite:
+            self._refuse_other_settings(config, selection=selection)
+
+    def claim(self, config: RunConfig, *, overwrite: bool, keep_gradients: bool) -> None:
+        """Make the folder ready for what :meth:`check` has allowed: the configuration goes first, old results go away.
+
+        Args:
+            config: The configuration of this command.
+            overwrite: Start again.
+            keep_gradients: Leave a gradient store that is there.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        make_folder(self.path)
+        if overwrite:
+            self.remove_results()
+            if not keep_gradients and self.gradients.exists():
+                remove_tree(self.gradients)
+        write_text(self.config, to_yaml(config))
+
+    def remove_results(self) -> None:
+        """Take a selection away, the record first: without it no other file counts as finished."""
+        for path in (self.record, self.trace, self.report, self.card):
+            path.unlink(missing_ok=True)
+        if self.data.is_dir():
+            remove_tree(self.data)
+
+    def _only_ours(self) -> bool:
+        names = {entry.name for entry in self.path.iterdir()}
+        return names <= {"gradients", self.demo_rows.name}
+
+    def _refuse_other_settings(self, config: RunConfig, *, selection: bool) -> None:
+        try:
+            earlier = load_config(self.config)
+        except ConfigError as error:
+            raise OutputError(
+                f"The output {self.path} holds a config.yaml that cannot be read ({error}); "
+                "name another folder, or start again with --overwrite."
+            ) from None
+        ignored = {("selection",), ("preset",)} if not (selection and self.record.exists()) else {("preset",)}
+        found = differences(earlier, config, ignored=ignored)
+        if found:
+            listed = "; ".join(f"{field} was {old!r} and is now {new!r}" for field, old, new in found[:6])
+            raise StoreMismatch(
+                f"The output {self.path} belongs to other settings ({listed}); name another folder, select anew from "
+                f"its gradients with 'spice-select select {self.path} --output OTHER', or start again with --overwrite."
+            )
+
+
+def differences(
+    earlier: RunConfig, later: RunConfig, *, ignored: Iterable[tuple[str, ...]] = ()
+) -> list[tuple[str, Any, Any]]:
+    """Settings in which two configurations differ, as (field, earlier, later), those without identity left out."""
+    skip = {*_NO_IDENTITY, *ignored}
+
+    def walk(old: Mapping[str, Any], new: Mapping[str, Any], path: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
+        found: list[tuple[str, Any, Any]] = []
+        for key in dict.fromkeys([*old, *new]):
+            here = (*path, key)
+            if here in skip:
+                continue
+            a, b = old.get(key), new.get(key)
+            if isinstance(a, Mapping) and isinstance(b, Mapping):
+                found += walk(a, b, here)
+            elif a != b:
+                found.append((".".join(here), a, b))
+        return found
+
+    return walk(earlier.model_dump(mode="json"), later.model_dump(mode="json"), ())
