@@ -17,7 +17,8 @@ class Message:
         role: ``system``, ``user``, ``assistant`` or ``tool``; other roles are handed to the template as they are.
         content: The text; empty for a turn that only calls tools.
         name: Name of the speaker or of the tool that answers.
-        tool_calls: Calls of an assistant turn, as ``{"type": "function", "function": {"name": ..., "arguments": {...}}}``.
+        tool_calls: Calls of an assistant turn, as ``{"type": "function", "function": {"name": ..., "arguments":
+            {...}}}``.
         trained: False keeps an assistant turn out of the loss, whatever ``train_on`` says.
     """
 
