@@ -114,9 +114,9 @@ class EncodingStats:
             (self.merged, "had neighbouring turns of one role joined, as the template wants them to alternate"),
             (self.last_turn_only, "are trained on their last turn alone, as the template hides where the others lie"),
             (self.without_end, "have a response that the template ends without a special token"),
-            (self.altered, "have a response that the template does not render word for word, such as one with
-            reasoning"), (self.fallback_tokens, "were tokenised in pieces, as the tokenizer gives no character
-            positions"), (self.no_response, "have no response and are unusable"),
+            (self.altered, "have a response that the template changes, such as by leaving out its reasoning"),
+            (self.fallback_tokens, "were tokenised in pieces, as the tokenizer gives no character positions"),
+            (self.no_response, "have no response and are unusable"),
         ]
         lines += [f"{count:,} rows {what}." for count, what in counted if count]
         lines += [

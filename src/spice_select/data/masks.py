@@ -149,9 +149,7 @@ class ResponseFinder:
 
 @dataclass(frozen=True)
 class _Found:
-    """One response: its spans, several where other turns are rendered within it, and whether a special token ends
-    it.
-    """
+    """One response: its spans, several where other turns lie within it, and whether a special token ends it."""
 
     spans: tuple[Span, ...]
     ended: bool

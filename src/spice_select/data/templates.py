@@ -161,8 +161,7 @@ class ChatTemplate:
                 add_generation_prompt=generation_prompt,
                 **self.variables,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as
-        error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
             raise TemplateFailure(str(error).strip() or type(error).__name__) from None
         finally:
             self._blocks.marks = None
@@ -196,7 +195,9 @@ class TemplateSet:
         if origin == "plain":
             variables = {"bos_token": leading_token(tokenizer), "eos_token": tokenizer.eos_token or ""}
         self._templates = {
-            name: ChatTemplate(text, variables, origin) for name, text in sources.items() if name in ("default", "tool_use")
+            name: ChatTemplate(text, variables, origin)
+            for name, text in sources.items()
+            if name in ("default", "tool_use")
         }
 
     def __iter__(self) -> Iterator[ChatTemplate]:
