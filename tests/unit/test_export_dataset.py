@@ -20,6 +20,7 @@ from spice_select.data.sources import load_rows
 from spice_select.errors import DataError, OutputError
 from spice_select.export.card import CardFacts, code_span, escape_markdown, python_string, size_category
 from spice_select.export.dataset import DatasetFiles, write_dataset
+from spice_select.export.tables import export_rows
 from tests.support import shared_path
 
 FACTS = CardFacts("subset", "a proxy", {"selection.budget": "10%"}, "the budget is filled", 1.5, ("Short rows lead.",))
@@ -314,6 +315,16 @@ def test_card_is_valid_and_escapes_what_it_is_given(tmp_path: Path) -> None:
     import huggingface_hub
 
     huggingface_hub.DatasetCard(text)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_single_files_hold_objects_and_not_text_of_them(tmp_path: Path, name: str) -> None:
+    files = write(tmp_path / "out", pool(tmp_path, SHARE, QUESTIONS), [0, 3])
+    export_rows(files.data[0].parent, tmp_path / name)
+    written = list(load_rows([tmp_path / name]))
+    assert written[0]["messages"][1]["tool_calls"] == [{"type": "function", "function": CALL}]
+    assert written[0]["conversations"] == SHARE[0]["conversations"]
+    assert written[1]["messages"] == [{"role": "user", "content": "q2 ü😀"}, {"role": "assistant", "content": "a2"}]
 
 
 def test_markdown_helpers() -> None:

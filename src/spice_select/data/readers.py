@@ -5,20 +5,17 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import zlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from spice_select.data.columns import concat_tables, to_array
+from spice_select.data.json_files import not_utf8, open_bytes, read_json, read_jsonl
 from spice_select.errors import DataError
 
-CHUNK_ROWS = 4096
 _CSV_BLOCK = 64 << 20
 
 _SUFFIXES = {
@@ -73,212 +70,13 @@ def read_file(path: Path, limit: int | None = None) -> pa.Table:
     return table if limit is None else table.slice(0, limit)
 
 
-class _Rows:
-    """Collects JSON objects into Arrow chunks."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._rows: list[dict[str, Any]] = []
-        self._chunks: list[pa.Table] = []
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        self.count += 1
-        if len(self._rows) == CHUNK_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        names = list(dict.fromkeys(name for row in self._rows for name in row))
-        columns = [to_array([row.get(name) for row in self._rows]) for name in names]
-        # A table of no columns would forget its rows, which then are objects without keys.
-        if not names:
-            names, columns = ["_"], [pa.nulls(len(self._rows))]
-        self._chunks.append(pa.Table.from_arrays(columns, names=[_clean(name) for name in names]))
-        self._rows = []
-
-    def table(self) -> pa.Table:
-        if self._rows:
-            self._flush()
-        return concat_tables(self._chunks)[0] if self._chunks else pa.table({})
-
-
-def _clean(name: str) -> str:
-    return name.encode("utf-8", "replace").decode("utf-8")
-
-
-class _Fault(ValueError):
-    """Something that JSON allows, or Python's reader, and rows do not."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _Fault(f"the key {twice!r} twice in one object")
-    return found
-
-
-def _constant(text: str) -> None:
-    if text != "NaN":
-        raise _Fault(f"{text}, which is no JSON")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant)
-
-
-def _broken(path: Path, line: int, error: Exception) -> DataError:
-    if isinstance(error, json.JSONDecodeError):
-        return DataError(
-            f"{path}, line {line}: broken JSON ({error.msg}, column {error.colno}); mend or remove that line."
-        )
-    if isinstance(error, _Fault):
-        return DataError(f"{path}, line {line}: the JSON holds {error}; mend or remove that row.")
-    return DataError(f"{path}, line {line}: JSON that cannot be read ({str(error)[:80]}); mend or remove that row.")
-
-
-def _need_row(path: Path, where: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return value
-    kind = {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}.get(type(value), "a number")
-    raise DataError(f"{path}, {where}: {kind} stands where a row (a JSON object) is needed; all rows must be objects.")
-
-
-def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> DataError:
-    byte = error.object[error.start]
-    return DataError(
-        f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8, so this is binary data or text in another encoding; "
-        "save it as UTF-8."
-    )
-
-
-def _open(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
-
-
-def _lines(path: Path) -> Generator[tuple[int, str], None, None]:
-    """Numbered lines that are not blank; only the line feed ends a line, as JSON text may hold other separators."""
-    with _open(path) as stream:
-        for number, raw in enumerate(stream, 1):
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, number, error) from None
-            if "\x00" in text:
-                raise DataError(f"{path}, line {number}: a NUL byte, so this is binary data; give JSON text.")
-            if text.strip():
-                yield number, text
-
-
-def _read_jsonl(path: Path, limit: int | None) -> pa.Table:
-    rows = _Rows()
-    for number, text in _lines(path):
-        if rows.count == 0 and text.lstrip().startswith("["):
-            return _read_document(path, limit)
-        try:
-            value = _DECODER.decode(text)
-        except (ValueError, RecursionError) as error:
-            raise _broken(path, number, error) from None
-        rows.add(_need_row(path, f"line {number}", value))
-        if rows.count == limit:
-            break
-    return rows.table()
-
-
-def _read_json(path: Path, limit: int | None) -> pa.Table:
-    """An array, an object with one list of rows, or lines of objects under this name, as many files hold."""
-    lines = _lines(path)
-    first = next(lines, None)
-    second = next(lines, None)
-    lines.close()
-    if first is not None and second is not None and first[1].lstrip().startswith("{"):
-        try:
-            _DECODER.decode(first[1])
-        except (ValueError, RecursionError):
-            return _read_document(path, limit)
-        return _read_jsonl(path, limit)
-    return _read_document(path, limit)
-
-
-def _read_document(path: Path, limit: int | None) -> pa.Table:
-    with _open(path) as stream:
-        raw = stream.read()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, raw.count(b"\n", 0, error.start) + 1, error) from None
-    del raw
-    start = _skip(text, 0)
-    if start == len(text):
-        return pa.table({})
-    if text[start] == "[":
-        return _read_array(path, text, start, limit)
-    try:
-        value = _DECODER.decode(text)
-    except (ValueError, RecursionError) as error:
-        raise _broken(path, getattr(error, "lineno", 1), error) from None
-    value = _need_row(path, "line 1", value)
-    lists = {
-        name: item for name, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)
-    }
-    if len(lists) != 1:
-        found = f"has {len(lists)} ({', '.join(map(repr, lists))})" if lists else "has none"
-        raise DataError(
-            f"{path} is one JSON object and not a list of rows: exactly one of its values must be a list of objects, "
-            f"and it {found}; keep one list, or write one row a line as .jsonl."
-        )
-    rows = _Rows()
-    name, items = next(iter(lists.items()))
-    for index, item in enumerate(items[:limit]):
-        rows.add(_need_row(path, f"row {index} of {name!r}", item))
-    return rows.table()
-
-
-def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
-
-
-def _read_array(path: Path, text: str, at: int, limit: int | None) -> pa.Table:
-    """One row after the other, so that only the text and the columns are held."""
-    rows = _Rows()
-    at = _skip(text, at + 1)
-    closed = text[at : at + 1] == "]"
-    while not closed:
-        try:
-            value, end = _DECODER.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise _broken(path, error.lineno, error) from None
-        except (ValueError, RecursionError) as error:
-            raise _broken(path, text.count("\n", 0, at) + 1, error) from None
-        rows.add(
-            _need_row(path, f"line {text.count(chr(10), 0, at) + 1}" if not isinstance(value, dict) else "", value)
-        )
-        if rows.count == limit:
-            return rows.table()
-        at = _skip(text, end)
-        mark = text[at : at + 1]
-        closed = mark == "]"
-        if not closed:
-            if mark != ",":
-                error = json.JSONDecodeError("Expecting ',' or ']'", text, at)
-                raise _broken(path, error.lineno, error)
-            at = _skip(text, at + 1)
-    rest = _skip(text, at + 1)
-    if rest < len(text):
-        error = json.JSONDecodeError("Extra data after the list", text, rest)
-        raise _broken(path, error.lineno, error)
-    return rows.table()
-
-
 def _read_csv(path: Path, limit: int | None) -> pa.Table:
-    with _open(path) as stream:
+    with open_bytes(path) as stream:
         raw = stream.read()
     try:
         head = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, raw.count(b"\n", 0, error.start) + 1, error) from None
+        raise not_utf8(path, raw.count(b"\n", 0, error.start) + 1, error) from None
     if "\x00" in head:
         line = head.count("\n", 0, head.index("\x00")) + 1
         raise DataError(f"{path}, line {line}: a NUL byte, so this is binary data; give CSV text.")
@@ -290,7 +88,7 @@ def _read_csv(path: Path, limit: int | None) -> pa.Table:
     try:
         table = pa_csv.read_csv(
             io.BytesIO(raw.removeprefix(b"\xef\xbb\xbf")),
-            read_options=pa_csv.ReadOptions(block_size=max(_CSV_BLOCK, 1), use_threads=False),
+            read_options=pa_csv.ReadOptions(block_size=_CSV_BLOCK, use_threads=False),
             parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pa_csv.ConvertOptions(
                 column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
@@ -355,8 +153,8 @@ def _first(error: Exception) -> str:
 
 
 _READERS: dict[str, Callable[[Path, int | None], pa.Table]] = {
-    "json": _read_json,
-    "jsonl": _read_jsonl,
+    "json": read_json,
+    "jsonl": read_jsonl,
     "csv": _read_csv,
     "parquet": _read_parquet,
     "arrow": _read_arrow,
