@@ -36,6 +36,7 @@ def _wrapped(family: str, *, trained: bool, seed: int = 0) -> Any:
         r=RANK,
         lora_alpha=ALPHA,
         lora_dropout=0.3,
+        fan_in_fan_out=family == "gpt2",
         target_modules="all-linear",
         task_type="CAUSAL_LM",  # type: ignore[arg-type]
     )
