@@ -116,7 +116,7 @@ def made_run(n: int = 2000, k: int = 200, *, hostile: bool = True, seed: int = 7
         said = HOSTILE[place % len(HOSTILE)] if hostile and place % 2 else ordinary
         answer = f"{said} Answer number {place}: " + "thus and so, " * (place % 40)
         texts.append([("user", said), ("assistant", answer)])
-    if hostile:
+    if hostile and k > 5:
         texts[5] = [("user", "A" * 100_000), ("assistant", '"<&' * 40_000)]
     return {
         "record": record,

@@ -32,7 +32,10 @@
   var count = document.getElementById("count");
   var words = rows.map(function (row) { return row.textContent.toLowerCase(); });
   function filter() {
-    var wanted = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    /* Every word must be there; words within quotation marks, as they stand. */
+    var wanted = (search.value.toLowerCase().match(/"[^"]+"|[^\s"]+/g) || []).map(function (word) {
+      return word.replace(/"/g, "");
+    });
     var shown = 0;
     rows.forEach(function (row, place) {
       var fits = wanted.every(function (word) { return words[place].indexOf(word) >= 0; });
