@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -180,9 +181,10 @@ def test_non_finite_gradients_are_named_and_left_out(
     broken = AutoModelForCausalLM.from_pretrained(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     # One token's embedding is poisoned: the rows that hold it have no finite gradient, the others are as they were.
-    (token,) = tokenizer("q", add_special_tokens=False).input_ids[-1:]
-    lines = [json.loads(line) for line in rows_file.read_text().splitlines()]
-    held = [any(token in tokenizer(str(value)).input_ids for value in row.values()) for row in lines]
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    held = [set(tokenizer(row["instruction"] + " " + row["output"]).input_ids) for row in rows]
+    counts = Counter(token for tokens in held for token in tokens)
+    token = next(token for token, count in counts.items() if count == 3)
     with torch.no_grad():
         broken.get_input_embeddings().weight[token] = float("nan")
     if broken.get_output_embeddings().weight is broken.get_input_embeddings().weight:
@@ -191,14 +193,13 @@ def test_non_finite_gradients_are_named_and_left_out(
             head.weight.copy_(broken.get_input_embeddings().weight.nan_to_num())
         broken.set_output_embeddings(head)
         broken.config.tie_word_embeddings = False
-    assert 0 < sum(held) < len(held), "the token must be in some rows and not in all"
     broken.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     outcome = command("run", rows_file, "-m", folder, "-b", "3", "-o", tmp_path / "out", *FAST)
     assert outcome.code == 0, outcome.err
     assert "NaN" in outcome.err
-    rows = json.loads((tmp_path / "out" / "selection.json").read_text())
-    assert rows["usable"] < rows["n"] == 40
+    record = json.loads((tmp_path / "out" / "selection.json").read_text())
+    assert 40 - 3 <= record["usable"] < record["n"] == 40
 
 
 def test_disk_full_loses_nothing(model: Path, rows_file: Path, tmp_path: Path) -> None:
