@@ -235,6 +235,7 @@ def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
         unusable=int((~usable).sum()),
         first_gain_outlier=outlier,
         warnings=tuple(warnings),
+        factors=pool.factors,
         without_penalty=without,
     )
 

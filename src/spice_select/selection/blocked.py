@@ -23,6 +23,7 @@ from spice_select.selection.rows import Pool
 
 ACTIVE_BYTES = 96 << 20
 WINDOW_BYTES = 32 << 20
+PRODUCT_BYTES = 48 << 20
 
 
 def window(dim: int) -> int:
@@ -188,35 +189,49 @@ class BlockedLazy:
         self._dots = rows @ self._conflict.total if self._wants_dots else np.zeros(0)
         self._offset = np.zeros(len(ids))
         self._scores = np.zeros(len(ids))
-        self._drop_chunk()
+        self._drop_products()
 
-    def _drop_chunk(self) -> None:
+    def _drop_products(self) -> None:
         self._slots = np.full(len(self._ids), -1)
+        self._made = 0
         self._steps = 0
+        self._room = int(
+            max(1, min(len(self._ids), PRODUCT_BYTES // (8 * max(1, 2 * len(self._ids) + self._pool.dim))))
+        )
+        self._inner = np.empty((self._room, len(self._ids)))
+        self._plain = np.empty((self._room if self._wants_dots else 0, len(self._ids)))
+        self._images = np.empty((self._room, self._pool.dim))
+        self._vectors = np.empty((self._room, self._pool.dim))
+        self._products = np.empty((self._room, len(self._ids)))
 
     def _slot_of(self, at: int) -> int:
-        """Where the products of an active row with the active set are; made for the likeliest next picks with it."""
+        """Where the products of an active row with the active set are; made for the likeliest next picks with it.
+
+        They are those of the last flush; the picks since then are taken off when a row is picked.
+        """
         if self._slots[at] < 0:
-            self._flush()
-            size = min(self._chunk, len(self._ids))
-            chosen = np.argpartition(self._scores, len(self._ids) - size)[len(self._ids) - size :]
-            if at not in chosen:
-                chosen[0] = at
+            if self._made == self._room:
+                self._flush()
+            size = min(self._chunk, self._room - self._made, len(self._ids))
+            likely = np.where(self._slots < 0, self._scores, -np.inf)
+            likely[at] = np.inf
+            chosen = np.argpartition(likely, len(likely) - size)[len(likely) - size :]
+            chosen = chosen[likely[chosen] > -np.inf]
+            made = slice(self._made, self._made + len(chosen))
             rows = self._rows[chosen]
-            self._images = self._information.times(rows)
-            self._inner = self._images @ self._rows.T
+            self._images[made] = self._information.times(rows)
+            np.matmul(self._images[made], self._rows.T, out=self._inner[made])
             if self._wants_dots:
-                self._plain = rows @ self._rows.T
-            self._vectors = np.empty_like(rows)
-            self._products = np.empty((size, len(self._ids)))
-            self._slots[chosen] = np.arange(size)
+                np.matmul(rows, self._rows.T, out=self._plain[made])
+            self._slots[chosen] = np.arange(made.start, made.stop)
+            self._made = made.stop
         return int(self._slots[at])
 
     def _flush(self) -> None:
         """Hand the update vectors of the picks since the last time to the information."""
         if self._steps:
             self._information.append(self._vectors[: self._steps])
-        self._drop_chunk()
+        self._drop_products()
 
     def _add_outsider(self, index: int) -> None:
         self._flush()

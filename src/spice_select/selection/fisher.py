@@ -14,6 +14,8 @@ from typing import Literal, Protocol
 import numpy as np
 from jaxtyping import Float
 
+from spice_select.selection.symmetric import Symmetric
+
 FisherName = Literal["exact", "diag-logdet", "paper-diag", "released"]
 
 # A d x d float64 inverse beyond this dimension takes more than 512 MB; the update vectors alone serve as well.
@@ -70,7 +72,7 @@ class LogDet:
         self.alpha = alpha
         self.dim = dim
         self.size = 0
-        self.matrix: np.ndarray | None = None
+        self.matrix: Symmetric | None = None
         self._window = max(1, window)
         self._largest = largest_inverse
         self._vectors = np.empty((min(64, max(1, dim)), dim))
@@ -79,7 +81,7 @@ class LogDet:
     def times(self, rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
         """(I + a F_S)^-1 g for each row g."""
         if self.matrix is not None:
-            return rows @ self.matrix
+            return self.matrix.times(rows)
         vectors = self.vectors(0)
         return rows - (rows @ vectors.T) @ vectors
 
@@ -96,7 +98,7 @@ class LogDet:
     def potentials(self, rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " m"]:
         """The q = g^T (I + a F_S)^-1 g of each row."""
         if self.matrix is not None:
-            return np.maximum(np.einsum("ij,ij->i", rows @ self.matrix, rows), 0.0)
+            return np.maximum(self.matrix.forms(rows), 0.0)
         squared = np.einsum("ij,ij->i", rows, rows)
         if self.size == 0:
             return squared
@@ -136,11 +138,9 @@ class LogDet:
         self._vectors[used : used + len(vectors)] = vectors
         self.size += len(vectors)
         if self.matrix is not None:
-            self.matrix -= vectors.T @ vectors
+            self.matrix.subtract(vectors)
         elif self.dim <= self._largest and 2 * self.size >= self.dim:
-            kept = self.vectors(0)
-            self.matrix = -(kept.T @ kept)
-            self.matrix[np.diag_indices(self.dim)] += 1.0
+            self.matrix = Symmetric(self.vectors(0))
 
     def definition(self, selected: Float[np.ndarray, "t d"], row: Float[np.ndarray, " d"]) -> float:
         """F(S + x) - F(S), each by one determinant."""

@@ -32,6 +32,7 @@ class GramPool:
         finite: Which rows have a finite norm.
         usable: The same.
         squared_norms: |g|^2 of the scaled rows; 0 where not finite.
+        factors: What every row is multiplied by; None where it is nothing.
     """
 
     def __init__(self, gram: Float[np.ndarray, "n n"]) -> None:
@@ -42,7 +43,8 @@ class GramPool:
         self.finite = np.isfinite(diagonal)
         self.usable = self.finite
         self.squared_norms = np.where(self.finite, np.maximum(diagonal, 0.0), 0.0)
-        self._scale: np.ndarray = self.finite.astype(np.float64)
+        self._scale: np.ndarray = np.ones(self.n)
+        self.factors: np.ndarray | None = None
 
     @classmethod
     def of(cls, gram: Any) -> GramPool:
@@ -69,7 +71,7 @@ class GramPool:
 
     def rescale(self, scale: Float[np.ndarray, " n"]) -> None:
         """Multiply every row by its factor from now on."""
-        self._scale = self._scale * scale
+        self._scale = self.factors = scale
         self.squared_norms = self.squared_norms * scale**2
 
     def column(self, index: int) -> Float[np.ndarray, " n"]:

@@ -38,6 +38,7 @@ class Selection:
         unusable: Rows left out because they are marked unusable or hold NaN or Inf.
         first_gain_outlier: The first gain is more than twice the median of the next ten, so a stop ratio bites early.
         warnings: Sentences for the user.
+        factors: What normalisation multiplied each row by, shape [n]; None where it was nothing.
         without_penalty: Runs the same selection with conflict weight 0; None where that is what ran.
     """
 
@@ -61,6 +62,7 @@ class Selection:
     unusable: int = 0
     first_gain_outlier: bool = False
     warnings: tuple[str, ...] = ()
+    factors: Float[np.ndarray, " n"] | None = field(default=None, repr=False)
     without_penalty: Callable[[], Selection] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:

@@ -172,6 +172,11 @@ class Pool:
         self._scale = scale
         self.squared_norms = self.squared_norms * scale**2
 
+    @property
+    def factors(self) -> Float[np.ndarray, " n"] | None:
+        """What every row is multiplied by; None where it is nothing."""
+        return self._scale
+
     def append(self, extra: Float[np.ndarray, "m d"]) -> Int[np.ndarray, " m"]:
         """Add rows that are in hand already; returns their numbers."""
         self._extra = np.asarray(extra, dtype=np.float64)

@@ -1,0 +1,48 @@
+"""A symmetric matrix of which only the blocks on and above the diagonal are kept up to date: half the arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+BLOCK = 256
+
+
+class Symmetric:
+    """I - U^T U for rows U that come in over time.
+
+    Args:
+        vectors: The first rows of U, shape [b, d].
+    """
+
+    def __init__(self, vectors: Float[np.ndarray, "b d"]) -> None:
+        self.dim = vectors.shape[1]
+        # Below the diagonal blocks nothing is ever read.
+        self._matrix = np.eye(self.dim)
+        self._columns = [slice(low, min(low + BLOCK, self.dim)) for low in range(0, self.dim, BLOCK)]
+        self.subtract(vectors)
+
+    def subtract(self, vectors: Float[np.ndarray, "b d"]) -> None:
+        """Take v^T v away for each row v."""
+        for columns in self._columns:
+            self._matrix[: columns.stop, columns] -= vectors[:, : columns.stop].T @ vectors[:, columns]
+
+    def times(self, rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
+        """The product with each row."""
+        out = np.empty_like(rows)
+        for columns in self._columns:
+            out[:, columns] = rows[:, : columns.stop] @ self._matrix[: columns.stop, columns]
+            if columns.stop < self.dim:
+                out[:, columns] += rows[:, columns.stop :] @ self._matrix[columns, columns.stop :].T
+        return out
+
+    def forms(self, rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " m"]:
+        """The quadratic form g^T M g of each row g."""
+        out = np.zeros(len(rows))
+        for columns in self._columns:
+            part = rows[:, columns]
+            image = part @ self._matrix[columns, columns]
+            if columns.start:
+                image += 2.0 * (rows[:, : columns.start] @ self._matrix[: columns.start, columns])
+            out += np.einsum("ij,ij->i", image, part)
+        return out
