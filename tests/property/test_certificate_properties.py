@@ -85,8 +85,10 @@ def test_rows_in_hand_and_excluded_rows(pool: np.ndarray, budget: int, seed: int
     certificate = certify(
         Rows(pool), picks, alpha=1.0, budget=len(picks), candidates=candidates, initial=initial, penalised=True
     )
-    assert certificate.upper_bound >= best * (1 - 1e-9) - 1e-12
-    assert certificate.value <= (held / best if best > 1e-12 else 1.0) + 1e-9
+    # Both are differences of log-determinants, whose rounding grows with the information in hand.
+    rounding = 1e-15 * np.linalg.norm(pool) ** 2
+    assert certificate.upper_bound >= best * (1 - 1e-9) - 1e-12 - rounding
+    assert certificate.value <= (held / best if best > rounding else 1.0) + 1e-9 + rounding / max(best, rounding)
 
 
 @given(pools(), st.integers(2, 20), st.integers(0, 2**31))

@@ -61,6 +61,7 @@ def test_no_element_or_attribute_comes_from_a_text(page: str) -> None:
     hostile, harmless = Elements(page), Elements(render_report(**made_run(hostile=False)))
     kinds = {tag for tag, _ in hostile.found}
     assert kinds == {tag for tag, _ in harmless.found}
+    assert "<code>--set selection.quotas=proportional</code>" in page
     assert "img" not in kinds and "textarea" not in kinds
     assert sum(tag == "script" for tag, _ in hostile.found) == 2
     handlers = [name for _, attributes in hostile.found for name in attributes if name.startswith("on")]

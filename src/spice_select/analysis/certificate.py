@@ -7,7 +7,8 @@ For every prefix S_t of the picks and every feasible set S*, because F = log det
 (Nemhauser, Wolsey and Fisher, 1978). U is the least right side over the prefixes tried, and the certificate is
 F(S) / U. A token budget takes the fractional-knapsack sum. Any upper bound of a gain keeps the statement true, which
 is what lets this be cheap: gains of an early prefix bound those of the whole selection, so only rows that can still be
-among the K largest are measured again.
+among the K largest are measured again. The rounding of every gain is bounded and added; that of F(S) itself, about
+1e-16 |I + a F|, is not.
 """
 
 from __future__ import annotations

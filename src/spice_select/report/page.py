@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -201,6 +202,7 @@ def _environment() -> Environment:
         finalize=_finalize,
     )
     environment.filters["number"] = _number
+    environment.filters["commands"] = _commands
     environment.filters["percent"] = lambda share: f"{share:.1%}"
     environment.filters["seconds"] = lambda value: f"{value:,.2f} s" if value < 100 else f"{value:,.0f} s"
     return environment
@@ -209,6 +211,11 @@ def _environment() -> Environment:
 def _finalize(value: object) -> object:
     """Every expression of the template is made plain as well as escaped, whoever wrote it."""
     return value if isinstance(value, Markup) else markup(value)
+
+
+def _commands(sentence: str) -> Markup:
+    """A sentence whose settings look like what is typed, and don't break at their hyphens."""
+    return Markup(re.sub(r"--set [a-z_.]+=[a-z_]+", r"<code>\g<0></code>", str(markup(sentence))))
 
 
 def _number(value: float | int | None, digits: int = 4) -> str:
@@ -269,7 +276,7 @@ def _facts(record: SelectionRecord) -> tuple[tuple[str, tuple[tuple[str, str], .
         ("Proxy", proxy),
         ("Seconds by stage", [(name, f"{value:,.2f}") for name, value in record.timings.items()]),
         ("Versions", list(record.versions.items())),
-        ("Fingerprints (SHA-256)", hashes),
+        ("Fingerprints", hashes),
     )
     return tuple((head, tuple((n, v) for n, v in lines if v)) for head, lines in blocks if any(v for _, v in lines))
 
