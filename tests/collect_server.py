@@ -1,8 +1,8 @@
 """Starts collects in processes of their own, to be killed: ``python -m tests.collect_server``.
 
-Importing torch takes longer than the collects themselves, so that one process imports it and forks the rest. It reads
-lines: ``collect FOLDER ROWS SECONDS_PER_ROW`` answers with a process id, ``wait ID`` with how that process ended and
-how many shards it had written by its own count.
+Importing torch takes longer than the collects themselves, so that one process imports it and forks the rest. It says
+``ready`` and reads lines: ``collect FOLDER ROWS SECONDS_PER_ROW`` answers with a process id, ``wait ID`` with how that
+process ended and how many shards it had written by its own count.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def begin(folder: Path, rows: int, seconds: float) -> tuple[int, int]:
 
 def main() -> None:
     pipes: dict[int, int] = {}
+    print("ready", flush=True)
     for line in sys.stdin:
         verb, *words = line.split()
         if verb == "collect":

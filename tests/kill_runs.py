@@ -65,16 +65,16 @@ def main() -> int:
     begun = time.perf_counter()
     assert ended(start("undisturbed")) == 0
     whole = time.perf_counter() - begun
-    moments, kills, early = random.Random(), 0, 0
+    moments, kills, early, longest = random.Random(), 0, 0, min(whole, 3 * whole / asked.kills)
     while kills < asked.kills:
         process = start("killed")
-        time.sleep(moments.uniform(0, min(whole, 3 * whole / asked.kills)))
+        time.sleep(moments.uniform(0, longest))
         os.kill(process, signal.SIGKILL)
         if ended(process) == -signal.SIGKILL:
             kills += 1
             continue
-        # It was quicker: all but the first shards are taken away for another try.
-        early += 1
+        # It was quicker: all but the first shards are taken away for another try, in less time.
+        early, longest = early + 1, longest / 2
         for path in sorted((asked.folder / "killed" / "shards").glob("*.json"))[2:]:
             path.unlink()
     if ended(start("killed")) != 0:

@@ -19,8 +19,8 @@ from spice_select.gradients.store import GradientStore
 from tests.stores import contents
 from tests.support import ROOT, smollm2_path
 
-ROWS = 240
-SHARDS = 30
+ROWS = 96
+SHARDS = 12
 
 
 class Server:
@@ -35,6 +35,8 @@ class Server:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
 
     def _ask(self, line: str) -> list[int]:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -89,11 +91,12 @@ def stop_and_go(server: Server, folder: Path, stops: int, number: signal.Signals
         os.kill(process, number)
         status, _ = server.wait(process)
         if status == 0:
-            # It was quicker: the shards after the first few are taken away for another try.
+            # It was quicker: the shards after the first few are taken away for another try, in less time.
+            longest /= 2
             for path in sorted((folder / "shards").glob("*.json"))[3:]:
                 path.unlink()
             continue
-        assert status == (130 if number == signal.SIGINT else -number)
+        assert status in ((130, -number) if number == signal.SIGINT else (-number,))
         delivered += 1
         try:
             found = GradientStore.open(folder, verify=True, partial=True)
@@ -105,7 +108,7 @@ def stop_and_go(server: Server, folder: Path, stops: int, number: signal.Signals
     return most
 
 
-@pytest.mark.parametrize(("kills", "share"), [(3, 0.5), (20, 0.2)])
+@pytest.mark.parametrize(("kills", "share"), [(3, 0.5), (20, 0.25)])
 def test_kills_leave_no_trace(
     server: Server, tmp_path: Path, undisturbed: Undisturbed, kills: int, share: float
 ) -> None:

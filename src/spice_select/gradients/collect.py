@@ -1,8 +1,9 @@
 """One gradient row per example, shard by shard, each shard whole or absent.
 
 What a shard holds, and which examples share a batch, follows from the examples and the settings alone: a run that was
-killed any number of times ends in the same bytes as one that was not. The one exception is memory: where a batch did
-not fit and was halved, rows agree to about 1e-5 and bytes may differ.
+killed any number of times ends in the same bytes as one that was not. That is as true as the device repeats itself: on
+a CPU with the same number of threads it does. Where a batch did not fit into memory and was halved, or a later run goes
+on with another device or token budget, rows agree to about 1e-5 and bytes may differ.
 """
 
 from __future__ import annotations
