@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from spice_select.analysis.knapsack import fractional_sum, measure_leading
 from spice_select.analysis.posterior import CHUNK_ROWS, Posterior, RowReader, ScaledRows
 from spice_select.selection.budget import resolve_budget
-from spice_select.selection.options import NormalizeName, row_numbers, scale_of, token_lengths
+from spice_select.selection.options import row_numbers, token_lengths
 from spice_select.selection.result import Selection
 from spice_select.selection.rows import as_rows
 
@@ -120,11 +120,6 @@ def certify_selection(
     marked = getattr(gradients, "usable", None)
     members = np.ones(n, dtype=bool) if marked is None else np.array(marked, dtype=bool)
     members[row_numbers("exclude", exclude, n)] = False
-    norms = np.ones(n)
-    if selection.normalize in ("unit", "clip"):
-        norms = _norms(rows)
-        members &= np.isfinite(norms)
-    factors, _ = scale_of(cast(NormalizeName, selection.normalize), norms, members, tokens)
     in_hand = row_numbers("initial", initial, n)
     open_rows = members.copy()
     open_rows[in_hand] = False
@@ -134,7 +129,7 @@ def certify_selection(
         selection.indices,
         alpha=selection.alpha,
         budget=asked.rows if asked.tokens is None else asked.tokens,
-        factors=factors,
+        factors=selection.factors,
         candidates=members,
         initial=in_hand,
         tokens=None if asked.tokens is None else tokens,
@@ -226,16 +221,6 @@ def certify(
         guarantee=None if penalised or constrained or early or tokens is not None else 1.0 - math.exp(-1.0),
         penalised=penalised,
     )
-
-
-def _norms(rows: RowReader) -> Float[np.ndarray, " n"]:
-    """Norms of the rows as they are stored."""
-    norms = np.empty(rows.shape[0])
-    for start in range(0, len(norms), CHUNK_ROWS):
-        chunk = np.arange(start, min(start + CHUNK_ROWS, len(norms)))
-        wide = np.asarray(rows.rows(chunk), dtype=np.float64)
-        norms[chunk] = np.sqrt(np.einsum("ij,ij->i", wide, wide))
-    return norms
 
 
 def _first_pass(
