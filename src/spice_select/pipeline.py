@@ -242,5 +242,5 @@ def _certify(
         initial=rows_in_hand(config, pool) or (),
         tokens=None if budget.tokens is None else store.lengths,
         penalised=selection.conflict_weight > 0,
-        constrained=config.selection.quotas is not None,
+        constrained=config.selection.quotas is not None or config.selection.per_token,
     )
