@@ -62,11 +62,10 @@ def of_shares(shares: Sequence[Share], what: str, *, by_source: bool) -> list[st
         return []
     named = ", ".join(f"{s.name} from {s.pool_share:.1%} to {s.picks_share:.1%}" for s in apart[:NAMED])
     more = f", and {len(apart) - NAMED} more" if len(apart) > NAMED else ""
-    setting = "--set selection.groups=source" if by_source else "selection.groups"
+    column = "--set selection.groups=source" if by_source else "selection.groups set to that column"
     return [
         f"The balance between {what}s changed beyond a factor of {FACTOR:.0f}: {named}{more}. A model trained on these"
-        f" picks sees less of the {what}s that shrank; {setting} with --set selection.quotas=proportional keeps the"
-        " balance."
+        f" picks sees them in these new proportions; {column} and --set selection.quotas=proportional keep the pool's."
     ]
 
 
