@@ -192,7 +192,8 @@ def test_generation_blocks_are_those_that_transformers_finds(name: str) -> None:
     source = template(f"{name}_training")
     before = encoder(f"{name}_training").stats.strategies
     parts = name in ("idefics3", "llava_next", "smolvlm")
-    for case in ("single", "several", "names roles", "unicode"):
+    # Without characters of several tokens: of one at the end of a block, transformers marks the first token only.
+    for case in ("single", "several", "names roles", "repeats the prompt"):
         messages = [
             {"role": m.role, "content": [{"type": "text", "text": m.content}] if parts else m.content}
             for m in PLAIN[case].messages

@@ -19,7 +19,8 @@ from tests.encoding import CHATML, assistant, byte_level, decode, runs, sentence
 # A control token of its own after the heading: no merge across the border, so that the trained text is exact.
 SHARP = (
     "{{ bos_token }}{% for m in messages %}"
-    "{{ '<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
 )
 SPECIAL = ("<|im_start|>", "<|im_sep|>", "<|im_end|>", "<s>")
 TEMPLATES = {

@@ -142,7 +142,8 @@ def test_a_refused_system_turn_goes_into_the_user_turn() -> None:
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
     ignoring = (
         "{% for m in messages %}{% if m.role != 'system' %}"
-        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     for template in (refusing, ignoring):
         encoder, example, trained = encode(talk(system("Be brief."), user("Hi"), assistant("Yo")), template)
@@ -179,7 +180,8 @@ def test_a_row_that_the_template_refuses_is_counted_with_its_reason() -> None:
 def test_contents_as_parts_where_the_template_wants_them() -> None:
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
-        "{% for part in m.content %}{{ part['text'] }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        "{% for part in m.content %}{{ part['text'] }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     assert encode(TALK, template)[2] == ["Hello!<|im_end|>", "Fine.<|im_end|>"]
 
