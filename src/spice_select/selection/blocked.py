@@ -21,9 +21,12 @@ from spice_select.selection.fisher import LogDet
 from spice_select.selection.greedy import Choice, lowest_best, slack
 from spice_select.selection.rows import Pool
 
-ACTIVE_BYTES = 96 << 20
+ACTIVE_BYTES = 64 << 20
 WINDOW_BYTES = 32 << 20
 PRODUCT_BYTES = 48 << 20
+GATHER = 1024
+CHUNKS = (4, 32)
+PICKS_BEFORE_SHRINKING = 32
 
 
 def window(dim: int) -> int:
@@ -54,7 +57,7 @@ class BlockedLazy:
         eligible: np.ndarray,
         active: int | None = None,
         most: int | None = None,
-        chunk: int = 32,
+        chunk: int = CHUNKS[1],
     ) -> None:
         self._pool = pool
         self._information = information
@@ -64,14 +67,18 @@ class BlockedLazy:
         self._potentials = pool.squared_norms.copy()
         self._seen = np.zeros(len(pool), dtype=np.int64)
         gains = information.gains(self._potentials)
-        self._bounds = np.where(eligible & (self._norms > 0), score.bound(slice(None), gains), -np.inf)
+        bounds = score.bound(slice(None), gains, conflict.fixed)
+        self._bounds = np.where(eligible & (self._norms > 0), bounds, -np.inf)
         # A zero row scores exactly 0 for ever, so only the first of them is ever a candidate.
         self._zeros = eligible & (self._norms == 0)
         self._first_zero = 0
         self._size = active or max(64, min(1024, len(pool) // 32))
+        self._usual = self._size
         self._most = most or max(64, ACTIVE_BYTES // (8 * pool.dim))
-        self._chunk = chunk
+        self._chunk = self._most_chunk = chunk
+        self._least_chunk = min(CHUNKS[0], chunk)
         self._wants_dots = bool(score.weight) and conflict.fixed is None
+        self._picks = 0
         self._outside = np.inf
         self._set_active(np.zeros(0, np.int64), np.zeros((0, pool.dim)), np.zeros(0))
 
@@ -87,6 +94,7 @@ class BlockedLazy:
 
     def add(self, index: int) -> None:
         """Put a row into S and bring the active set up to date."""
+        self._picks += 1
         if self._norms[index] == 0:
             return
         at = int(np.searchsorted(self._ids, index))
@@ -152,24 +160,29 @@ class BlockedLazy:
         live = self._offset == 0.0
         self._write_back(self._ids[live], self._active_potentials[live])
         count = int(np.count_nonzero(self._bounds > -np.inf))
+        if self._picks > PICKS_BEFORE_SHRINKING and self._size > self._usual:
+            self._size = max(self._usual, self._size // 2)
         size = min(self._size, count)
         top = self._top(size)
-        if size < count and np.all(self._seen[top] == step) and np.isin(top, self._ids, assume_unique=True).all():
+        if self._picks == 0 and size < count and np.all(self._seen[top] == step):
             # Nothing new to look at: penalties or ties reach further down than the active set.
             if self._size >= self._most:
                 return False
             self._size = min(2 * self._size, self._most)
             size = min(self._size, count)
             top = self._top(size)
+        self._picks = 0
         kept, at_old, at_new = np.intersect1d(self._ids, top, assume_unique=True, return_indices=True)
-        fresh = np.ones(len(top), dtype=bool)
-        fresh[at_new] = False
         rows = np.empty((len(top), self._pool.dim))
         rows[at_new] = self._rows[at_old]
-        rows[fresh] = self._pool.take(top[fresh])
         potentials = np.empty(len(top))
         potentials[at_new] = self._potentials[kept]
-        potentials[fresh] = self._refresh(top[fresh], rows[fresh])
+        fresh = np.setdiff1d(np.arange(len(top)), at_new, assume_unique=True)
+        for start in range(0, len(fresh), GATHER):
+            part = fresh[start : start + GATHER]
+            found = self._pool.take(top[part])
+            rows[part] = found
+            potentials[part] = self._refresh(top[part], found)
         self._set_active(top, rows, potentials)
         return True
 
@@ -231,6 +244,10 @@ class BlockedLazy:
         """Hand the update vectors of the picks since the last time to the information."""
         if self._steps:
             self._information.append(self._vectors[: self._steps])
+            if 3 * self._steps < self._made:
+                self._chunk = max(self._least_chunk, self._chunk // 2)
+            elif 3 * self._steps > 2 * self._made:
+                self._chunk = min(self._most_chunk, self._chunk * 2)
         self._drop_products()
 
     def _add_outsider(self, index: int) -> None:
@@ -245,7 +262,8 @@ class BlockedLazy:
     def _write_back(self, ids: np.ndarray, potentials: np.ndarray) -> None:
         self._potentials[ids] = potentials
         self._seen[ids] = self._information.size
-        self._bounds[ids] = self._score.bound(ids, self._information.gains(potentials))
+        fixed = None if self._conflict.fixed is None else self._conflict.fixed[ids]
+        self._bounds[ids] = self._score.bound(ids, self._information.gains(potentials), fixed)
 
     def _refresh(self, ids: np.ndarray, rows: np.ndarray) -> Float[np.ndarray, " m"]:
         """Exact potentials of rows, by update vectors where few are new to a row, else by the matrix; noted."""

@@ -137,6 +137,16 @@ class Score:
             scores = gains * (1.0 - penalty) if self.relative else gains - penalty
         return scores if self.per_row is None else scores * self.per_row[indices]
 
-    def bound(self, indices: Int[np.ndarray, " m"] | slice, gains: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
-        """The most a row can score now or later, from a gain of now or earlier."""
-        return gains if self.per_row is None else gains * self.per_row[indices]
+    def bound(
+        self,
+        indices: Int[np.ndarray, " m"] | slice,
+        gains: Float[np.ndarray, " m"],
+        fixed: Float[np.ndarray, " m"] | None = None,
+    ) -> Float[np.ndarray, " m"]:
+        """The most a row can score now or later, from a gain of now or earlier and a conflict that never changes."""
+        bounds = gains
+        if self.weight and fixed is not None:
+            penalty = self.weight * fixed
+            # Beyond a penalty of 1 a relative score is negative and rises as the gain falls; 0 bounds it.
+            bounds = gains * np.maximum(0.0, 1.0 - penalty) if self.relative else gains - penalty
+        return bounds if self.per_row is None else bounds * self.per_row[indices]

@@ -40,7 +40,8 @@ class Lazy:
         self._batch = batch
         self._largest_batch = max(batch, (16 << 20) // (8 * pool.dim))
         potentials = np.concatenate([information.potentials(block) for _, block in pool.blocks()])
-        self._bounds = np.where(eligible, score.bound(slice(None), information.gains(potentials)), -np.inf)
+        bounds = score.bound(slice(None), information.gains(potentials), conflict.fixed)
+        self._bounds = np.where(eligible, bounds, -np.inf)
 
     def best(self) -> Choice | None:
         """The best eligible row."""
@@ -82,5 +83,6 @@ class Lazy:
         rows = self._pool.take(indices)
         gains = self._information.gains(self._information.potentials(rows))
         conflicts = self._conflict.of_rows(indices, rows, self._norms[indices])
-        self._bounds[indices] = self._score.bound(indices, gains)
+        fixed = None if self._conflict.fixed is None else conflicts
+        self._bounds[indices] = self._score.bound(indices, gains, fixed)
         return np.stack([indices.astype(np.float64), gains, conflicts, self._score(indices, gains, conflicts)])
