@@ -86,7 +86,7 @@ class GradientConfig(Section):
     rank: int = Field(default=64, ge=1)
     """Side of the two-sided sketch, per layer."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the sketch's counter-based random numbers."""
+    """Seed of the sketch's counter-based random numbers; the run's own seed where it is not given."""
     loss: Literal["response", "all"] = "response"
     """Mean over response tokens, or over every token of the example."""
     batch_tokens: int = Field(default=4096, ge=1)
@@ -128,8 +128,6 @@ class OutputConfig(Section):
     """Where results go."""
 
     folder: str = ""
-    keep_gradients: bool = True
-    """Keep the gradient store under the output folder for the next run."""
 
 
 class RunConfig(Section):
@@ -149,6 +147,8 @@ class RunConfig(Section):
         """Lay the preset under what was given."""
         if not isinstance(values, Mapping):
             return values
+        if "seed" in values:
+            values = merge({"gradients": {"seed": values["seed"]}}, values)
         preset = values.get("preset", cls.model_fields["preset"].default)
         return merge(PRESETS[preset], values) if isinstance(preset, str) and preset in PRESETS else values
 

@@ -105,7 +105,7 @@ def select_from(
     with clock.stage("verify"):
         store.verify()
     resolved = check_selection(config, pool)
-    folder.claim(config, overwrite=overwrite, keep_gradients=True)
+    folder.claim(config, overwrite=overwrite)
     return _choose(config, pool, resolved, store, folder, reporter, clock)
 
 
@@ -160,7 +160,7 @@ def _measure(
 ) -> GradientStore:
     with clock.stage("model"):
         proxy, engine = _load_engine(config, pool, reporter)
-    folder.claim(config, overwrite=overwrite, keep_gradients=False)
+    folder.claim(config, overwrite=overwrite)
     reporter.stage("Gradients")
     identity: Mapping[str, Any] = {
         "weights": proxy.weights_hash,
@@ -176,6 +176,7 @@ def _measure(
             config.gradients,
             identity=identity,
             progress=reporter.advance,
+            note=reporter.warn,
             overwrite=overwrite,
         )
     for line in result.describe():

@@ -14,7 +14,6 @@ from spice_select.files import make_folder, remove_tree, write_text
 # Settings that say how a result is reached and not what it is: a run may be taken up again with others.
 _NO_IDENTITY = {
     ("output", "folder"),
-    ("output", "keep_gradients"),
     ("model", "device"),
     ("selection", "loop"),
 }
@@ -82,6 +81,15 @@ class RunFolder:
             raise StoreError(f"{self.path} holds no config.yaml; name the output of a run or of a collect.")
         return load_config(self.config)
 
+    def require_finished(self) -> None:
+        """Refuse a folder without a finished selection: the record is written last.
+
+        Raises:
+            StoreError: There is none.
+        """
+        if not self.record.is_file():
+            raise StoreError(f"{self.path} holds no finished selection; finish the run, or name another folder.")
+
     def check(self, config: RunConfig, *, overwrite: bool, selection: bool) -> None:
         """See whether the folder may be written under a configuration; nothing is written yet.
 
@@ -107,13 +115,14 @@ class RunFolder:
         elif not overwrite:
             self._refuse_other_settings(config, selection=selection)
 
-    def claim(self, config: RunConfig, *, overwrite: bool, keep_gradients: bool) -> None:
-        """Make the folder ready for what :meth:`check` has allowed: the configuration goes first, old results go away.
+    def claim(self, config: RunConfig, *, overwrite: bool) -> None:
+        """Make the folder ready for what :meth:`check` has allowed: old results go away, the configuration comes.
+
+        Gradients are left to the store, which knows whether another run is at work on them.
 
         Args:
             config: The configuration of this command.
             overwrite: Start again.
-            keep_gradients: Leave a gradient store that is there.
 
         Raises:
             OutputError: The folder cannot be written.
@@ -121,8 +130,6 @@ class RunFolder:
         make_folder(self.path)
         if overwrite:
             self.remove_results()
-            if not keep_gradients and self.gradients.exists():
-                remove_tree(self.gradients)
         write_text(self.config, to_yaml(config))
 
     def remove_results(self) -> None:

@@ -28,7 +28,9 @@ def export(
     from spice_select.export.tables import export_rows
     from spice_select.run_folder import RunFolder
 
-    rows = export_rows(RunFolder(folder).data, output, messages_only=messages_only, overwrite=overwrite)
+    run = RunFolder(folder)
+    run.require_finished()
+    rows = export_rows(run.data, output, messages_only=messages_only, overwrite=overwrite)
     if as_json:
         typer.echo(json.dumps({"rows": rows, "file": str(output)}))
     else:

@@ -76,7 +76,7 @@ def settings(
     Raises:
         ConfigError: A setting that does not fit.
     """
-    values: dict[str, Any] = {} if seed is None else {"seed": seed}
+    values: dict[str, Any] = {} if seed is None else {"seed": seed, "gradients": {"seed": seed}}
     for name, value in flags.items():
         section, _, key = name.partition("__")
         if value is not None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from spice_select.data.columns import table_rows
 from spice_select.errors import ConfigError, OutputError, StoreError
-from spice_select.files import atomic_file
+from spice_select.files import atomic_file, make_folder
 
 
 def read_chosen(data: Path) -> pa.Table:
@@ -61,6 +61,7 @@ def export_rows(data: Path, output: Path, *, messages_only: bool = False, overwr
         table = table.select([name for name in ("messages", "tools") if name in table.column_names])
     if output.exists() and not overwrite:
         raise OutputError(f"The output {output} exists; name another file, or replace it with --overwrite.")
+    make_folder(output.parent)
     with atomic_file(output) as file:
         write(table, file)
     return table.num_rows
