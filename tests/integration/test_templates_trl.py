@@ -105,7 +105,7 @@ OTHER_TEXT = {
     },
 }
 NO_TOOLS = {"cohere", "cohere2", "gemma", "gemma3", "llava_next"}
-# Templates that write no calls: TRL trains the bare end of such a turn, we don't train a turn of nothing.
+# Templates that write no calls: they are then JSON text in the content.
 DROPS_CALLS = {"idefics3", "lfm2", "llama3", "phi3", "phi3_5", "qwen2_5_vl", "smolvlm", *NO_TOOLS}
 
 
@@ -137,8 +137,7 @@ def test_the_mask_is_that_of_the_training_variant(name: str, case: str) -> None:
         pytest.skip(OTHER_TEXT[name, case])
     stock, training = encoder(name).encode(CASES[case]), encoder(f"{name}_training").encode(CASES[case])
     if case in CALLING and name in DROPS_CALLS:
-        assert training.status is not Status.OK or stock.labels_mask.sum() <= training.labels_mask.sum()
-        return
+        pytest.skip("the template writes no calls, so that they are written in the content")
     assert stock.status is training.status is Status.OK
     np.testing.assert_array_equal(stock.input_ids, training.input_ids)
     ours = runs(stock, tokenizer())
@@ -217,13 +216,14 @@ def test_calls_are_trained_where_they_are_written(name: str) -> None:
     for case, conversation in CALLING.items():
         example = encoder(name).encode(conversation)
         if example.status is not Status.OK:
-            assert name in NO_TOOLS or (name in DROPS_CALLS and case == "call at the end")
+            assert name in NO_TOOLS
             continue
         trained = "".join(runs(example, tokenizer()))
         text = decode(tokenizer(), example.input_ids)
         assert "sunny" not in trained
         assert "The city" not in trained
         answered = text[text.rindex("Weather?") :]
+        assert "get_weather" in trained
         assert ("Oslo" in trained) == ("Oslo" in answered)
         if case != "call at the end":
             assert "It is nice." in trained

@@ -119,7 +119,7 @@ def test_a_turn_that_is_left_out_is_not_trained() -> None:
     )
     encoder, _, trained = encode(TALK, template)
     assert trained == ["Fine.<|im_end|>"]
-    assert encoder.stats.altered == 1
+    assert (encoder.stats.altered, encoder.stats.left_out) == (1, 1)
 
 
 def test_the_last_turn_alone_is_the_last_resort_and_counted() -> None:
@@ -175,6 +175,24 @@ def test_a_row_that_the_template_refuses_is_counted_with_its_reason() -> None:
     assert "too long for me" in failure.reason
     assert (failure.count, failure.first_row) == (3, 1)
     assert any("too long for me" in line for line in encoder.stats.describe())
+
+
+def test_calls_and_tools_that_the_template_does_not_write() -> None:
+    call = {"type": "function", "function": {"name": "lookup", "arguments": {"word": "été"}}}
+    tools = [{"type": "function", "function": {"name": "lookup", "parameters": {}}}]
+    conversation = Conversation((user("Mean?"), assistant("", tool_calls=(call,))), tools=tools)
+    encoder, _, trained = encode(conversation, CHATML)
+    assert trained == ['{"name": "lookup", "arguments": {"word": "été"}}<|im_end|>']
+    assert (encoder.stats.calls_written, encoder.stats.tools_left_out, encoder.stats.left_out) == (1, 0, 0)
+    silent = Conversation((user("Hi"), assistant("Yo")), tools=tools)
+    assert encode(silent, CHATML)[0].stats.tools_left_out == 1
+    writing = CHATML.replace(
+        "message['content']", "message['content'] ~ (message.tool_calls | tojson if message.tool_calls else '')"
+    )
+    writing = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}" + writing
+    encoder, _, trained = encode(conversation, writing)
+    assert "lookup" in trained[0]
+    assert (encoder.stats.calls_written, encoder.stats.tools_left_out) == (0, 0)
 
 
 def test_contents_as_parts_where_the_template_wants_them() -> None:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from spice_select.data.conversation import Conversation
-from spice_select.data.masks import PRIVATE, PRIVATE_FIRST, PRIVATE_LAST
+from spice_select.data.sentinels import PRIVATE, PRIVATE_FIRST, PRIVATE_LAST
 from spice_select.data.tokens import StringSet
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -61,6 +61,7 @@ class Form:
         text_arguments: Arguments of tool calls are JSON text instead of objects.
         no_content: The empty content of a turn that calls tools is None instead of an empty string.
         call_ids: Calls and answers have ids.
+        calls_as_text: Calls of tools are JSON in the content, one a line.
     """
 
     folded: bool = False
@@ -68,6 +69,7 @@ class Form:
     text_arguments: bool = False
     no_content: bool = False
     call_ids: bool = False
+    calls_as_text: bool = False
 
 
 @dataclass
@@ -104,6 +106,8 @@ class Cleaner:
                 stripped = stripped or lost
             strings = self.special if assistant else self.controls
             calls = tuple(self._call(call) for call in message.tool_calls or ()) if assistant else ()
+            if calls and not content.strip():
+                content = ""
             turns.append(
                 Turn(
                     message.role,
@@ -194,11 +198,14 @@ def forms(prepared: Prepared) -> Iterator[Form]:
             yield replace(base, no_content=True)
             yield replace(base, no_content=True, text_arguments=True)
             yield replace(base, call_ids=True)
+            yield replace(base, calls_as_text=True)
 
 
 def shaped(prepared: Prepared, form: Form) -> tuple[Turn, ...]:
     """The turns in a form, before they become messages."""
     turns = list(prepared.turns)
+    if form.calls_as_text:
+        turns = [_with_written_calls(turn) for turn in turns]
     if form.folded:
         turns = _fold(turns)
     if form.merged:
@@ -239,6 +246,11 @@ def messages(turns: Sequence[Turn], form: Form, parts: bool) -> list[dict[str, A
             message["tool_call_id"] = waiting.pop(0)
         made.append(message)
     return made
+
+
+def _with_written_calls(turn: Turn) -> Turn:
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.tool_calls]
+    return replace(turn, content="\n".join([turn.content] * bool(turn.content) + calls), tool_calls=())
 
 
 def _fold(turns: list[Turn]) -> list[Turn]:

@@ -130,6 +130,8 @@ class Encoder:
         self._counts["special_text"] += bool(prepared.literals)
         self._counts["system_folded"] += form.folded
         self._counts["merged"] += form.merged
+        self._counts["calls_written"] += form.calls_as_text
+        self._counts["tools_left_out"] += bool(prepared.tools) and not _names_tools(prepared.tools, located.text)
         self._counts["last_turn_only"] += located.strategy == "last-turn" and len(trained) > 1
         self._counts["without_end"] += not located.ended
         self._counts["altered"] += any(
@@ -162,14 +164,14 @@ class Encoder:
             except TemplateFailure as failure:
                 first = first or failure
                 continue
-            missing = len(wanted) - len(located.spans) if located.strategy != "last-turn" else len(wanted) - 1
-            rank = (max(missing, 0), not all(text in located.text for text in system))
+            rank = (located.lost, not all(text in located.text for text in system))
             if best is None or rank < best[0]:
                 best = (rank, located, form)
             if rank == (0, False):
                 break
         if best is None:
             raise first or TemplateFailure("no turn is left to train")
+        self._counts["left_out"] += best[0][0] > 0 and best[1].strategy != "last-turn"
         return best[1], best[2]
 
     def _fail(self, reason: str) -> None:
@@ -276,6 +278,13 @@ def _control_strings(tokenizer: Any, templates: TemplateSet) -> tuple[StringSet,
     written = {str(token.content) for token in added if any(str(token.content) in t.literals for t in templates)}
     special = {text for text in special if text.strip()}
     return StringSet(special), StringSet(special | {text for text in written if text.strip()})
+
+
+def _names_tools(tools: Any, text: str) -> bool:
+    """Whether a rendering names any of the tools."""
+    functions = [tool.get("function", tool) for tool in tools if isinstance(tool, dict)]
+    names = [str(function["name"]) for function in functions if isinstance(function, dict) and function.get("name")]
+    return not names or any(name in text for name in names)
 
 
 def _takes_parts(template: ChatTemplate) -> bool:

@@ -60,6 +60,9 @@ class EncodingStats:
         special_text: Rows with special-token strings in the data, encoded as plain text.
         system_folded: Rows whose system turn went into the next user turn.
         merged: Rows in which turns of the same role in a row were joined.
+        calls_written: Rows whose calls of tools are JSON text in the content.
+        tools_left_out: Rows whose tools the template does not name.
+        left_out: Rows with a response that the template leaves out.
         last_turn_only: Rows of which the last turn alone could be trained.
         without_end: Rows with a response that no end-of-turn token follows.
         altered: Rows with a response that the template does not render word for word, such as by dropping its
@@ -82,6 +85,9 @@ class EncodingStats:
     special_text: int = 0
     system_folded: int = 0
     merged: int = 0
+    calls_written: int = 0
+    tools_left_out: int = 0
+    left_out: int = 0
     last_turn_only: int = 0
     without_end: int = 0
     altered: int = 0
@@ -112,6 +118,9 @@ class EncodingStats:
             (self.special_text, "hold special-token strings, which were encoded as plain text"),
             (self.system_folded, "had their system turn put into the user turn, as the template refuses it"),
             (self.merged, "had neighbouring turns of one role joined, as the template wants them to alternate"),
+            (self.calls_written, "had calls of tools written as JSON text, as the template writes none"),
+            (self.tools_left_out, "have tools that the template does not name to the model"),
+            (self.left_out, "have a response that the template leaves out, which is not trained"),
             (self.last_turn_only, "are trained on their last turn alone, as the template hides where the others lie"),
             (self.without_end, "have a response that the template ends without a special token"),
             (self.altered, "have a response that the template changes, such as by leaving out its reasoning"),

@@ -16,17 +16,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from spice_select.data.sentinels import Marked, Sentinels, Span, Turn, as_content
 from spice_select.data.templates import ChatTemplate, TemplateFailure
-
-Turn = Mapping[str, Any]
-Span = tuple[int, int]
-
-PRIVATE_FIRST, PRIVATE_LAST = 0x100000, 0x10FFFD
-PRIVATE = re.compile(f"[{chr(PRIVATE_FIRST)}-{chr(PRIVATE_LAST)}]")
-"""The private-use plane that sentinels are taken from, past the characters that the data itself has of it."""
 
 
 @dataclass(frozen=True)
@@ -38,30 +32,14 @@ class Located:
         spans: Start and end of each trained response in it, in order.
         strategy: ``generation``, ``prefix``, ``sentinel`` or ``last-turn``.
         ended: Whether each response ends with a special token.
+        lost: How many trained turns are not written, or not with the tools that they call.
     """
 
     text: str
     spans: tuple[Span, ...]
     strategy: str
     ended: bool
-
-
-@dataclass(frozen=True)
-class _Marked:
-    """A rendering with sentinels, taken apart: the text without them, and where they were."""
-
-    text: str
-    starts: Mapping[int, int]
-    ends: Mapping[int, int]
-    blocks: tuple[Span, ...]
-    complete: bool = True
-    """Whether a turn without borders is known not to be written."""
-
-    def next_border(self, position: int) -> int:
-        return min((p for p in [*self.starts.values(), *self.ends.values()] if p > position), default=len(self.text))
-
-    def previous_end(self, turn: int) -> int:
-        return max((end for other, end in self.ends.items() if other < turn), default=0)
+    lost: int = 0
 
 
 class ResponseFinder:
@@ -71,11 +49,6 @@ class ResponseFinder:
         template: The template.
         special: Pattern of the special tokens' strings.
     """
-
-    # Sentinels around everything; inside the outer white space (for templates that strip); on assistant turns only (for
-    # templates that look at how a user's content begins); and only at the end of those (for templates that look at how
-    # theirs begins).
-    _STYLES = ("outside", "inside", "assistant", "end")
 
     def __init__(self, template: ChatTemplate, special: re.Pattern[str]) -> None:
         self.template = template
@@ -161,28 +134,16 @@ class _Search:
     def __init__(self, finder: ResponseFinder, turns: Sequence[Turn], tools: Any, trained: Sequence[int], free: str):
         self.finder, self.turns, self.tools, self.trained = finder, list(turns), tools, list(trained)
         self.template = finder.template
-        self.taken = set(free)
-        needed = 3 * (len(self.turns) + 1) + 2
-        marks: list[str] = []
-        code = PRIVATE_FIRST
-        while len(marks) < needed:
-            if code > PRIVATE_LAST:
-                raise TemplateFailure("it has more turns than there are private characters to tell them apart")
-            if chr(code) not in self.taken:
-                marks.append(chr(code))
-            code += 1
-        self.marks = marks
-        self.mark_numbers = {mark: number for number, mark in enumerate(marks)}
-        self.mark_pattern = re.compile(f"[{re.escape(''.join(marks))}]")
-        self.style: str | None = None
+        self.free = free
+        self.sentinels = Sentinels(finder.template, len(self.turns) + 1, free)
 
     def run(self) -> Located:
         plain = self.render(self.turns)
-        marked = self.marked_like(plain)
+        marked = self.sentinels.like(self.turns, self.tools, plain)
         if self.template.has_generation and marked is not None:
             located = self.by_blocks(plain, marked)
             if located is not None:
-                return located
+                return replace(located, lost=self.lost(marked))
         spans: list[Span] = []
         strategy, ended = "prefix", True
         for turn in self.trained:
@@ -194,93 +155,22 @@ class _Search:
                 return self.last_turn_alone()
             spans += found.spans
             ended = ended and found.ended
-        return Located(plain, tuple(spans), strategy, ended)
+        return Located(plain, tuple(spans), strategy, ended, self.lost(marked))
+
+    def lost(self, marked: Marked | None) -> int:
+        """How many trained turns are not written, or not with the tools that they call."""
+        if marked is None or not marked.complete:
+            return 0
+        whole = [
+            turn in marked.ends and (turn in marked.called or not self.turns[turn].get("tool_calls"))
+            for turn in self.trained
+        ]
+        return len(whole) - sum(whole)
 
     def render(self, turns: Sequence[Turn], prompt: bool = False) -> str:
         return self.template.render(turns, self.tools, generation_prompt=prompt)
 
-    # --- sentinels
-
-    def marked_like(self, plain: str) -> _Marked | None:
-        """The rendering with sentinels, in the first style that changes nothing else."""
-        for style in ResponseFinder._STYLES:
-            try:
-                marked = self.marked(self.turns, style)
-            except TemplateFailure:
-                continue
-            if marked is not None and marked.text == plain:
-                self.style = style
-                return marked
-        # Templates that change a content which holds a sentinel: what is written exactly once is still certain.
-        contents = {number: text_of(turn).strip() for number, turn in enumerate(self.turns)}
-        starts = {n: plain.find(text) for n, text in contents.items() if text and plain.count(text) == 1}
-        return (
-            _Marked(plain, starts, {n: at + len(contents[n]) for n, at in starts.items()}, (), False)
-            if starts
-            else None
-        )
-
-    def marked(self, turns: Sequence[Turn], style: str) -> _Marked | None:
-        sealed = [self.seal(turn, number, style) for number, turn in enumerate(turns)]
-        blocks = (self.marks[-2], self.marks[-1])
-        text = self.template.render(sealed, self.tools, marks=blocks if self.template.has_generation else None)
-        pieces: list[str] = []
-        starts: dict[int, int] = {}
-        ends: dict[int, int] = {}
-        calls: dict[int, int] = {}
-        twice: set[int] = set()
-        spans: list[Span] = []
-        opened: list[int] = []
-        position = done = 0
-        for match in self.mark_pattern.finditer(text):
-            piece = text[done : match.start()]
-            pieces.append(piece)
-            position += len(piece)
-            done = match.end()
-            number = self.mark_numbers[match.group()]
-            if number == len(self.marks) - 2:
-                opened.append(position)
-            elif number == len(self.marks) - 1:
-                if not opened:
-                    return None
-                spans.append((opened.pop(), position))
-            elif number % 3 == 2:
-                calls.setdefault(number // 3, position)  # an answer may name its call again
-            else:
-                side = ends if number % 3 else starts
-                if number // 3 in side:
-                    twice.add(number // 3)
-                side[number // 3] = position
-        pieces.append(text[done:])
-        for number in twice:  # written more than once: which of them is the response cannot be told
-            starts.pop(number, None)
-            ends.pop(number, None)
-        for number, at in calls.items():
-            ends[number] = max(at, ends.get(number, at))
-        return _Marked("".join(pieces), starts, ends, tuple(spans))
-
-    def seal(self, turn: Turn, number: int, style: str) -> Turn:
-        """Put sentinels around a turn's content, and one behind the name of the last tool that it calls."""
-        start, end, call = self.marks[3 * number : 3 * number + 3]
-        sealed = dict(turn)
-        if turn.get("tool_calls"):
-            *others, last = turn["tool_calls"]
-            function = {**last["function"], "name": str(last["function"]["name"]) + call}
-            sealed["tool_calls"] = [*others, {**last, "function": function}]
-        content = turn.get("content")
-        if not content or (style in ("assistant", "end") and turn.get("role") != "assistant"):
-            return sealed
-        text = text_of(turn)
-        lead, trail = len(text) - len(text.lstrip()), len(text.rstrip())
-        if style == "outside" or lead >= trail:
-            lead, trail = 0, len(text)
-        marked = text[:lead] + ("" if style == "end" else start) + text[lead:trail] + end + text[trail:]
-        sealed["content"] = as_content(marked, isinstance(content, list))
-        return sealed
-
-    # --- the four ways
-
-    def by_blocks(self, plain: str, marked: _Marked) -> Located | None:
+    def by_blocks(self, plain: str, marked: Marked) -> Located | None:
         """Generation blocks, given to the turns whose contents they hold."""
         blocks = sorted(block for block in marked.blocks if block[1] > block[0])
         owners: list[int | None] = []
@@ -321,7 +211,7 @@ class _Search:
         )
         return Located(plain, tuple(spans), "generation", ended) if spans and covered else None
 
-    def by_prefix(self, turn: int, plain: str, marked: _Marked | None) -> _Found | None:
+    def by_prefix(self, turn: int, plain: str, marked: Marked | None) -> _Found | None:
         """The rendered prefix, where it is one, with proof that it ends where the turn begins."""
         try:
             prompt = self.render(self.turns[:turn], prompt=True)
@@ -343,7 +233,7 @@ class _Search:
                 return None
         return self.finish(turn, start, plain, marked)
 
-    def by_sentinel(self, turn: int, plain: str, marked: _Marked | None) -> _Found | None:
+    def by_sentinel(self, turn: int, plain: str, marked: Marked | None) -> _Found | None:
         """The content's sentinels, and before them what the model writes between generation prompt and content."""
         if marked is None:
             return None
@@ -360,12 +250,12 @@ class _Search:
         """The last trained turn, in the whole rendering or in one that ends with it."""
         turn = self.trained[-1]
         for turns in (self.turns, self.turns[: turn + 1]):
-            search = _Search(self.finder, turns, self.tools, [turn], "".join(self.taken))
+            search = _Search(self.finder, turns, self.tools, [turn], self.free)
             plain = search.render(turns)
-            marked = search.marked_like(plain)
+            marked = search.sentinels.like(turns, self.tools, plain)
             found = search.by_prefix(turn, plain, marked) or search.by_sentinel(turn, plain, marked)
             if found is not None and found.spans:
-                return Located(plain, found.spans, "last-turn", found.ended)
+                return Located(plain, found.spans, "last-turn", found.ended, len(self.trained) - 1)
         raise TemplateFailure("its response cannot be found in what the chat template renders")
 
     # --- borders--
@@ -402,7 +292,7 @@ class _Search:
         line = header.find("\n", specials[-1][1], best[0])
         return (lower + best[1] - best[0] + line + 1, False) if line >= 0 else (lower + best[1], True)
 
-    def finish(self, turn: int, start: int, plain: str, marked: _Marked | None) -> _Found | None:
+    def finish(self, turn: int, start: int, plain: str, marked: Marked | None) -> _Found | None:
         """Find the end of a turn whose start is known."""
         if marked is None:
             return None
@@ -414,7 +304,7 @@ class _Search:
         length, closed = self.close(turn, plain, marked)
         return self.own(turn, start, end + length, closed, plain, marked)
 
-    def own(self, turn: int, start: int, end: int, closed: bool, plain: str, marked: _Marked) -> _Found | None:
+    def own(self, turn: int, start: int, end: int, closed: bool, plain: str, marked: Marked) -> _Found | None:
         """Leave out what other turns have within a response, such as the answers of tools before its content."""
         borders = [*marked.starts.items(), *marked.ends.items()]
         foreign = [position for number, position in borders if number != turn and start < position < end]
@@ -429,13 +319,13 @@ class _Search:
             return None
         return _Found(((start, shared), (content, end)) if shared > start else ((content, end),), closed)
 
-    def close(self, turn: int, plain: str, marked: _Marked) -> tuple[int, bool]:
+    def close(self, turn: int, plain: str, marked: Marked) -> tuple[int, bool]:
         """What closes a turn whose content's end is known: length after that end, and whether it is a special token."""
         end = marked.ends[turn]
         border = marked.next_border(end)
         tail = plain[end:border]
         key = None
-        if not self.turns[turn].get("tool_calls") and self.style in ("outside", "inside") and len(tail) < 200:
+        if not self.turns[turn].get("tool_calls") and self.sentinels.style in ("outside", "inside") and len(tail) < 200:
             key = (tail, None if turn == len(self.turns) - 1 else str(self.turns[turn + 1].get("role")))
             if key in self.finder._tails:
                 return self.finder._tails[key]
@@ -444,7 +334,7 @@ class _Search:
         if turn == len(self.turns) - 1:
             follow = [*follow, self.follow_up(turn)]
         try:
-            again = self.marked(follow, self.style or "outside")
+            again = self.sentinels.rendered(follow, self.tools, self.sentinels.style)
             if again is not None and turn in again.ends:
                 other = again.text[again.ends[turn] :]
         except TemplateFailure:
@@ -462,19 +352,6 @@ class _Search:
             return {"role": "user", "content": content}
         reply = {"role": "tool", "content": content, "name": _call_name(calls[0])}
         return {**reply, "tool_call_id": calls[0]["id"]} if "id" in calls[0] else reply
-
-
-def text_of(turn: Turn) -> str:
-    """The content of a turn as text, whatever form the template takes it in."""
-    content = turn.get("content")
-    if isinstance(content, list):
-        return "".join(part.get("text", "") for part in content)
-    return content or ""
-
-
-def as_content(text: str, parts: bool) -> Any:
-    """Text as the content of a turn: a string, or a list of one text part for templates that take lists."""
-    return [{"type": "text", "text": text}] if parts else text
 
 
 def _call_name(call: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from tokenizers import Tokenizer
 
-from spice_select.data.masks import PRIVATE
+from spice_select.data.sentinels import PRIVATE
 
 Span = tuple[int, int]
 
