@@ -10,7 +10,8 @@ import torch
 
 from spice_select.config import GradientConfig, LoraConfig
 from spice_select.errors import ConfigError, ModelError
-from spice_select.gradients import GradientEngine, Proxy, capture
+from spice_select.gradients import GradientEngine, Proxy
+from spice_select.gradients.check import autograd_error
 from tests.proxies import autograd_gradients, examples, relative_error, tiny_model, tiny_proxy
 
 
@@ -21,7 +22,7 @@ def _engine(family: str = "llama", **settings: object) -> GradientEngine:
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(r=3)])
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
-def test_gram_is_that_of_whole_gradients(family: str, lora: LoraConfig | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gram_is_that_of_whole_gradients(family: str, lora: LoraConfig | None) -> None:
     if family == "mixtral" and lora is not None:
         with pytest.warns(UserWarning, match="of the non-embedding weights"):
             engine = _engine(family, lora=lora, batch_tokens=30)
@@ -32,8 +33,7 @@ def test_gram_is_that_of_whole_gradients(family: str, lora: LoraConfig | None, m
     flat = torch.cat([table.flatten(1).double() for table in whole.values()], dim=1)
     expected = (flat @ flat.t()).numpy()
     # Small enough a limit for several groups of layers.
-    monkeypatch.setattr(capture, "_GRAM_BYTES", 4 * 6 * 5000)
-    found = engine.gram(ids, masks)
+    found = engine.gram(ids, masks, memory=4 * 6 * 5000)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * expected.max())
     np.testing.assert_allclose(np.diag(found), engine.batch(ids, masks).squared_norms, rtol=1e-5)
@@ -119,3 +119,26 @@ def test_sketches_for_small_models_refuse_large_ones(monkeypatch: pytest.MonkeyP
         _engine(sketch="none")
     with pytest.raises(ConfigError, match=r"gradients\.sketch"):
         _engine(sketch="dense", dim=1 << 25)
+
+
+def test_a_weight_read_past_its_layer_is_warned_of() -> None:
+    model = tiny_model("llama")
+    layer = model.model.layers[0].mlp.up_proj
+    mlp = model.model.layers[0].mlp
+    mlp.forward = lambda x: mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * (x @ layer.weight.t()))
+    config = GradientConfig(dim=64)
+    with pytest.warns(UserWarning, match=r"Layer model\.layers\.0\.mlp\.up_proj of"):
+        GradientEngine(Proxy.from_model(model, None, config), config)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(r=3)])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_self_test_passes_and_sees_a_wrong_gradient(family: str, lora: LoraConfig | None) -> None:
+    engine = _engine(family, lora=lora)
+    ids, masks = examples(3)
+    assert autograd_error(engine, ids, masks) < 1e-5
+    # Gradients of other labels than autograd was told of.
+    shifted = [np.roll(mask, 1) for mask in masks]
+    honest = engine.materialise
+    engine.materialise = lambda ids, masks, layers=None: honest(ids, shifted, layers)  # type: ignore[method-assign]
+    assert autograd_error(engine, ids, masks) > 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,6 @@ from spice_select.gradients.oracles import GradientTables
 from spice_select.gradients.proxy import Proxy
 from spice_select.gradients.sketch import build_sketch, summary
 
-_GRAM_BYTES = 1 << 32
 _GRAM_COLUMNS = 1 << 16
 
 
@@ -61,6 +61,7 @@ class GradientEngine:
         self._scale = 1024.0 if proxy.dtype == torch.float16 else 1.0
         self._loss = TokenLoss(proxy.model, self._scale)
         _choose_path(self._loss, proxy)
+        self._warn_of_unreached()
 
     @property
     def dim(self) -> int:
@@ -89,16 +90,20 @@ class GradientEngine:
             "dtype": str(self.proxy.dtype).removeprefix("torch."),
         }
 
-    def batch(self, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> GradientBatch:
+    def batch(
+        self, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray], sketch: Sketch | None = None
+    ) -> GradientBatch:
         """Measure examples in one forward and backward pass.
 
         Args:
             ids: Token ids of each example, ``[t]``.
             masks: True where the token is a trained label, ``[t]``.
+            sketch: Another sketch than the engine's own.
         """
-        losses = self._pass(ids, masks, self._sketch)
-        rows = self._sketch.finish() / self._scale
-        norms = self._sketch.squared_norms() / self._scale**2
+        sketch = sketch or self._sketch
+        losses = self._pass(ids, masks, sketch)
+        rows = sketch.finish() / self._scale
+        norms = sketch.squared_norms() / self._scale**2
         return GradientBatch(rows.numpy(), losses.numpy(), norms.numpy())
 
     def sketch(self, gradients: Mapping[str, Float[Tensor, "rows columns"]]) -> Float[Tensor, " d"]:
@@ -109,39 +114,71 @@ class GradientEngine:
         """Losses alone, from a forward pass without gradients."""
         return self._loss.losses(TokenBatch.build(ids, masks, self.proxy.device)).numpy()
 
-    def gram(self, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Float64[np.ndarray, "n n"]:
+    def gram(
+        self, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray], memory: int = 1 << 32
+    ) -> Float64[np.ndarray, "n n"]:
         """Exact inner products of the unsketched gradients.
 
-        Layers are taken in groups whose gradients fit into some 4 GB for all examples at once, with one pass over the
-        examples for each group.
+        Layers are taken in groups whose gradients fit into ``memory`` for all examples at once, with one pass over
+        the examples for each group: cheap for adapters and small pools, many passes for the full weights of a large
+        pool.
+
+        Args:
+            ids: Token ids of each example, ``[t]``.
+            masks: True where the token is a trained label, ``[t]``.
+            memory: Bytes for gradients, on the device where it has float64, else on the host.
         """
         count = len(ids)
-        total = torch.zeros(count, count, dtype=torch.float64)
+        place = self.proxy.device if self.proxy.device.type != "mps" else torch.device("cpu")
+        total = torch.zeros(count, count, dtype=torch.float64, device=place)
         batches = list(self._batches(ids))
-        for group in self._groups(count):
+        for group in self._groups(count, memory):
             tables = GradientTables(self.proxy.layers, group, self.proxy.device)
-            kept: dict[int, Tensor] = {layer: torch.zeros(count, self.proxy.layers[layer].size) for layer in group}
+            kept = {layer: torch.zeros(count, self.proxy.layers[layer].size, device=place) for layer in group}
             for members in batches:
                 self._pass([ids[i] for i in members], [masks[i] for i in members], tables, frozenset(group))
                 for layer, table in tables.tables.items():
-                    kept[layer][members] = table.cpu()
+                    kept[layer][members] = table.to(place)
             for table in kept.values():
                 for part in table.split(_GRAM_COLUMNS, dim=1):
                     wide = part.double()
                     total += wide @ wide.t()
-        return (total / self._scale**2).numpy()
+        return (total / self._scale**2).cpu().numpy()
 
     def materialise(
-        self, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray]
+        self, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray], layers: Sequence[int] | None = None
     ) -> Mapping[str, Float[Tensor, "b rows columns"]]:
-        """Whole gradients by layer name, for small models and for tests."""
-        layers = self.proxy.layers
-        tables = GradientTables(layers, range(len(layers)), self.proxy.device)
-        self._pass(ids, masks, tables)
+        """Whole gradients by layer name, of all layers or of some given by position: for tests and small models."""
+        known = self.proxy.layers
+        chosen = range(len(known)) if layers is None else layers
+        tables = GradientTables(known, chosen, self.proxy.device)
+        self._pass(ids, masks, tables, frozenset(chosen))
         return {
-            layers[index].name: table.view(len(ids), layers[index].rows, layers[index].columns) / self._scale
+            known[index].name: table.view(len(ids), known[index].rows, known[index].columns) / self._scale
             for index, table in tables.tables.items()
         }
+
+    def _warn_of_unreached(self) -> None:
+        """Some models read a layer's weight without calling the layer; hooks see nothing of that."""
+        ids = np.arange(8) % int(self.proxy.model.config.get_text_config().vocab_size)
+        reached: set[int] = set()
+        batch = TokenBatch.build([ids], [ids > 1], self.proxy.device)
+        recorder = Recorder(self.proxy.scope, batch.lengths, batch.ids.shape[1], lambda x: reached.add(x.layer))
+        with recorder.watch():
+            self._loss.backward(batch)
+        # Experts may have had no token among so few.
+        missed = [
+            self.proxy.layers[site.layer].name
+            for _, site in self.proxy.scope.modules
+            if site.layer not in reached and "expert" not in self.proxy.layers[site.layer].name
+        ]
+        if missed:
+            more = f" (and {len(missed) - 1} more)" if len(missed) > 1 else ""
+            warnings.warn(
+                f"Layer {missed[0]}{more} of {self.proxy.name} is not called as a layer, so that its gradient counts as "
+                "zero; leave it out with gradients.layers.",
+                stacklevel=3,
+            )
 
     def _pass(
         self,
@@ -167,12 +204,12 @@ class GradientEngine:
         if members:
             yield members
 
-    def _groups(self, count: int) -> Iterator[list[int]]:
+    def _groups(self, count: int, memory: int) -> Iterator[list[int]]:
         group: list[int] = []
         size = 0
         for index, layer in enumerate(self.proxy.layers):
             needed = 4 * count * layer.size
-            if group and size + needed > _GRAM_BYTES:
+            if group and size + needed > memory:
                 yield group
                 group, size = [], 0
             group.append(index)
