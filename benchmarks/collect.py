@@ -50,9 +50,9 @@ class Examples:
     ids: list[np.ndarray]
     masks: list[np.ndarray]
 
-    def batches(self, budget: int) -> list[np.ndarray]:
+    def batches(self, budget: int) -> list[list[int]]:
         """Members of each batch."""
-        return plan_batches(np.array([len(row) for row in self.ids]), budget)
+        return [batch.tolist() for batch in plan_batches(np.array([len(row) for row in self.ids]), budget)]
 
     def take(self, members: Sequence[int]) -> Examples:
         """Some of the examples."""
@@ -198,7 +198,7 @@ def bergson_run(rank: int) -> Callable[[Proxy, Examples, int], None]:
                 model=proxy.model,
                 data=Dataset.from_dict(rows),
                 processor=bergson.GradientProcessor(projection_dim=rank),
-                batches=[members.tolist() for members in examples.batches(budget)],
+                batches=examples.batches(budget),
                 path=folder,
             )
 
@@ -312,7 +312,7 @@ def fidelity(proxy: Proxy, examples: Examples, options: argparse.Namespace) -> d
     norms = np.concatenate([batch.squared_norms for batch in found])
     report: dict[str, Any] = {"rows": len(norms), "dim": options.dim, "reference": options.reference}
     if options.reference == "exact":
-        ordered = examples.take(np.concatenate(batches).tolist())
+        ordered = examples.take([member for members in batches for member in members])
         gram = engine.gram(ordered.ids, ordered.masks, memory=options.gram_gb << 30)
         report["largest_error_of_exact_norm"] = float(np.abs(norms / np.diag(gram) - 1).max())
     else:

@@ -175,8 +175,8 @@ class GradientEngine:
         if missed:
             more = f" (and {len(missed) - 1} more)" if len(missed) > 1 else ""
             warnings.warn(
-                f"Layer {missed[0]}{more} of {self.proxy.name} is not called as a layer, so that its gradient counts as "
-                "zero; leave it out with gradients.layers.",
+                f"Layer {missed[0]}{more} of {self.proxy.name} is not called as a layer, so that its gradient counts "
+                "as zero; leave it out with gradients.layers.",
                 stacklevel=3,
             )
 
