@@ -66,7 +66,7 @@ def read_pool(config: RunConfig, reporter: Reporter, clock: Clock) -> Pool:
         encoded = encode_rows(rows, tokenizer, config.data, loss=config.gradients.loss)
     for line in encoded.stats.describe():
         note(line)
-    _require_responses(encoded)
+    _require_responses(config, encoded)
     if config.data.contamination:
         with clock.stage("contamination"):
             found = contaminated(rows, schemas, config.data.contamination)
@@ -78,12 +78,16 @@ def read_pool(config: RunConfig, reporter: Reporter, clock: Clock) -> Pool:
     return Pool(rows, schemas, tokenizer, encoded, tuple(notes))
 
 
-def _require_responses(encoded: Encoded) -> None:
-    if encoded.usable.any():
-        return
+def _require_responses(config: RunConfig, encoded: Encoded) -> None:
     stats = encoded.stats
-    reason = f" ({stats.failures[0].reason})" if stats.failures else ""
-    raise DataError(f"None of the {stats.rows:,} rows has a response to learn from{reason}; check data.columns.")
+    if not encoded.usable.any():
+        reason = f" ({stats.failures[0].reason})" if stats.failures else ""
+        raise DataError(f"None of the {stats.rows:,} rows has a response to learn from{reason}; check data.columns.")
+    if stats.responses_cut == stats.usable:
+        raise DataError(
+            f"Every response is cut off by data.max_length {config.data.max_length}, so that none would teach where to "
+            "end; raise data.max_length."
+        )
 
 
 def check_selection(config: RunConfig, pool: Pool) -> Budget:

@@ -57,17 +57,10 @@ def test_unusable_rows(command: Command, model: Path, tmp_path: Path, name: str,
 
 
 def test_all_responses_truncated(command: Command, model: Path, tmp_path: Path) -> None:
-    # A conversation whose only trained turn is its first: with eight tokens kept, its response is cut away.
-    long = "many words and then some more " * 30
-    turns = [
-        {"role": "user", "content": long},
-        {"role": "assistant", "content": "yes"},
-        {"role": "user", "content": long},
-    ]
-    file = write_jsonl(tmp_path / "long.jsonl", [{"messages": turns}] * 3)
-    out = tmp_path / "out"
-    sentence = command.refused(3, "run", file, "-m", model, "-b", "1", "-o", out, "--set", "data.max_length=8")
-    assert "data.max_length" in sentence or "response" in sentence
+    long = {"prompt": "say it", "response": "many words and then some more " * 30}
+    file, out = write_jsonl(tmp_path / "long.jsonl", [long] * 3), tmp_path / "out"
+    sentence = command.refused(3, "run", file, "-m", model, "-b", "1", "-o", out, "--set", "data.max_length=32")
+    assert "data.max_length" in sentence
     assert not out.exists()
 
 
