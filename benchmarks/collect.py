@@ -11,8 +11,10 @@ resident memory and, on a GPU, of the device memory.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import statistics
@@ -193,14 +195,20 @@ def bergson_run(rank: int) -> Callable[[Proxy, Examples, int], None]:
             ],
             "length": [len(row) for row in examples.ids],
         }
-        with tempfile.TemporaryDirectory() as folder:
+        # As its own set-up leaves a model: only the input embeddings ask for gradients.
+        proxy.model.get_input_embeddings().requires_grad_(True)
+        # Its log lines and progress bars would bury the table.
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
             bergson.collect_gradients(
                 model=proxy.model,
                 data=Dataset.from_dict(rows),
                 processor=bergson.GradientProcessor(projection_dim=rank),
+                cfg=bergson.IndexConfig(
+                    run_path=folder, projection_dim=rank, loss_reduction="mean", token_batch_size=budget
+                ),
                 batches=examples.batches(budget),
-                path=folder,
             )
+        proxy.model.requires_grad_(False)
 
     return run
 

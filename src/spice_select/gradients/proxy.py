@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -13,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spice_select.config import GradientConfig, ModelConfig
 from spice_select.errors import ConfigError, ModelError
+from spice_select.gradients.identity import files_hash, layers_hash, state_hash, tokenizer_hash
 from spice_select.gradients.layers import Layer, Scope, causal_model, find_scope
 
 LOW_COVERAGE = 0.9
-_READ = 1 << 22
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -91,15 +89,7 @@ class Proxy:
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 of the weight files' contents, or of the weights themselves where they come from no file."""
-        digest = hashlib.sha256()
-        if self._weights:
-            for file in self._weights:
-                _update_from_file(digest, file)
-        else:
-            for name, value in sorted(self.model.state_dict().items()):
-                digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-                digest.update(_bytes_of(value))
-        return digest.hexdigest()
+        return files_hash(self._weights) if self._weights else state_hash(self.model.state_dict())
 
     @cached_property
     def tokenizer_hash(self) -> str:
@@ -109,8 +99,7 @@ class Proxy:
     @cached_property
     def layer_digest(self) -> str:
         """SHA-256 over names and shapes of the layers."""
-        lines = [f"{layer.name} {layer.rows}x{layer.columns}" for layer in self.layers]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return layers_hash(self.layers)
 
     def summary(self) -> str:
         """One line for a log."""
@@ -179,22 +168,6 @@ def resolve_device(name: str) -> torch.device:
     if not there:
         raise ConfigError(f"Setting 'model.device' cannot be '{name}': there is no such device here; use auto or cpu.")
     return device
-
-
-def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 of what decides how text becomes token ids, whatever folder it came from."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        core = json.loads(backend.to_str())
-        # Calls that pad or truncate leave these behind.
-        core.pop("truncation", None)
-        core.pop("padding", None)
-    else:
-        core = sorted(tokenizer.get_vocab().items())
-    special = {key: str(value) for key, value in sorted(tokenizer.special_tokens_map.items())}
-    template = getattr(tokenizer, "chat_template", None)
-    text = json.dumps([core, special, template], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _resolve(model: ModelConfig, *, weights: bool) -> Path:
@@ -330,16 +303,6 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
         if hub_bars and os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") is None:
             enable_progress_bars()
-
-
-def _update_from_file(digest: Any, file: Path) -> None:
-    with file.open("rb") as stream:
-        while block := stream.read(_READ):
-            digest.update(block)
-
-
-def _bytes_of(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _first_line(error: BaseException) -> str:
