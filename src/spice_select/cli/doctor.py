@@ -35,8 +35,8 @@ def doctor(
         else:
             check = found.gradients
             typer.echo(
-                f"gradients  {'pass' if check.passed else 'FAIL'}: {check.layers} layers of {check.model} agree with "
-                f"autograd to {check.largest_relative_error:.1e} relative ({check.unchecked} not comparable), "
+                f"gradients  {'pass' if check.passed else 'FAIL'}: {check.compared} of the {check.layers} layers of "
+                f"{check.model} agree with autograd to {check.largest_relative_error:.1e} relative; "
                 f"{check.coverage:.1%} of the non-embedding weights covered"
             )
     if found.gradients is not None and not found.gradients.passed:
