@@ -106,10 +106,6 @@ class GradientEngine:
         norms = sketch.squared_norms() / self._scale**2
         return GradientBatch(rows.numpy(), losses.numpy(), norms.numpy())
 
-    def sketch(self, gradients: Mapping[str, Float[Tensor, "rows columns"]]) -> Float[Tensor, " d"]:
-        """The row that one example's whole gradients, given by layer name, come to."""
-        return self._sketch.apply(gradients)
-
     def losses(self, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Float64[np.ndarray, " b"]:
         """Losses alone, from a forward pass without gradients."""
         return self._loss.losses(TokenBatch.build(ids, masks, self.proxy.device)).numpy()
