@@ -13,16 +13,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from spice_select.errors import ConfigError, DataError
-from spice_select.selection.blocked import BlockedLazy, window
 from spice_select.selection.budget import Budget, resolve_budget
 from spice_select.selection.conflict import Conflict, Score, against_pool
-from spice_select.selection.fisher import FisherName, LogDet, make_information
-from spice_select.selection.greedy import Brute, Dense, Engine, Trace, run_greedy
-from spice_select.selection.kernel import GramPool, Kernel
-from spice_select.selection.lazy import Lazy
+from spice_select.selection.engines import make_engine, resolve_loop
+from spice_select.selection.fisher import FisherName, make_information
+from spice_select.selection.greedy import Trace, run_greedy
+from spice_select.selection.inputs import open_pool, rows_in_hand, unusable_sentence
+from spice_select.selection.kernel import GramPool
 from spice_select.selection.options import (
     LoopName,
     NormalizeName,
@@ -30,19 +30,14 @@ from spice_select.selection.options import (
     PenaltyName,
     ReferenceName,
     alpha_of,
-    plain_array,
     row_numbers,
     scale_of,
     token_lengths,
 )
 from spice_select.selection.quotas import Groups, Limits, Quotas, resolve_groups
 from spice_select.selection.result import Selection
-from spice_select.selection.rows import Pool, Rows, as_rows
+from spice_select.selection.rows import Pool, Rows
 from spice_select.selection.stopping import StopRule, first_gain_is_outlier
-
-# Below this many numbers a pass over all of them is cheaper than keeping bounds.
-LAZY_FROM = 1 << 20
-NAMED_ROWS = 5
 
 
 def select(
@@ -168,7 +163,7 @@ def select_gram(
 def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
     options.check()
     warnings = _unused(options)
-    pool = GramPool.of(source) if from_gram else _open(source)
+    pool = GramPool.of(source) if from_gram else open_pool(source)
     n = pool.n
     usable = pool.usable
     lengths = options.lengths if options.lengths is not None else getattr(source, "lengths", None)
@@ -176,7 +171,7 @@ def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
     if not usable.any():
         raise DataError(f"None of the {n} gradient rows is usable; each is marked unusable or holds NaN or Inf.")
     if not usable.all():
-        warnings.append(_unusable_sentence(usable, pool.finite))
+        warnings.append(unusable_sentence(usable, pool.finite))
 
     kept = np.ones(n, dtype=bool)
     kept[row_numbers("exclude", options.exclude, n)] = False
@@ -188,7 +183,7 @@ def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
         pool.rescale(scale)
     alpha, warning = alpha_of(options.alpha, pool.squared_norms[members])
     warnings.extend([warning] if warning else [])
-    in_hand = _in_hand(options, pool, usable, clip_at)
+    in_hand = rows_in_hand(options, pool, usable, clip_at)
     eligible = members.copy()
     eligible[in_hand[in_hand < n]] = False
 
@@ -196,8 +191,8 @@ def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
     limits = Limits(eligible, budget, tokens, _groups(options, budget, eligible, kept))
     conflict = _conflict(options, pool, members)
     score = Score(float(options.conflict_weight), options.penalty == "relative", _per_row(options, tokens, len(pool)))
-    loop = _loop(options, n, pool.dim)
-    engine = _engine(loop, options.fisher, alpha, pool, conflict, score, limits, budget.rows)
+    loop = resolve_loop(options, n, pool.dim)
+    engine = make_engine(loop, options.fisher, alpha, pool, conflict, score, limits, budget.rows)
     for index in in_hand:
         engine.add(int(index))
     trace = run_greedy(engine, limits, StopRule(options.stop_ratio, options.robust_stop))
@@ -240,12 +235,6 @@ def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
     )
 
 
-def _open(source: Any) -> Pool:
-    rows = as_rows(source)
-    usable = getattr(source, "usable", None)
-    return Pool(rows, None if usable is None else np.asarray(usable, dtype=bool))
-
-
 def _unused(options: Options) -> list[str]:
     warnings = []
     if options.robust_stop and options.stop_ratio is None:
@@ -253,49 +242,6 @@ def _unused(options: Options) -> list[str]:
     if options.groups is not None and options.quotas is None:
         warnings.append("groups has no effect without quotas.")
     return warnings
-
-
-def _unusable_sentence(usable: Bool[np.ndarray, " n"], finite: Bool[np.ndarray, " n"]) -> str:
-    rows = np.flatnonzero(~usable)
-    named = ", ".join(map(str, rows[:NAMED_ROWS])) + (", ..." if len(rows) > NAMED_ROWS else "")
-    broken = int((~finite).sum())
-    what = f"{broken} of them hold NaN or Inf" if broken else "they are marked so"
-    return f"{len(rows)} of {len(usable)} rows are unusable and were left out ({what}): {named}."
-
-
-def _in_hand(
-    options: Options, pool: Pool | GramPool, usable: Bool[np.ndarray, " n"], clip_at: float
-) -> Int[np.ndarray, " m"]:
-    """Numbers of the rows already in hand; gradient rows are appended to the pool and numbered behind it."""
-    if options.initial is None:
-        return np.zeros(0, dtype=np.int64)
-    array = plain_array("initial", options.initial)
-    if array.ndim != 2:
-        numbers = row_numbers("initial", array, pool.n)
-        broken = numbers[~usable[numbers]]
-        if len(broken):
-            raise ConfigError(f"initial names row {broken[0]}, which is unusable; leave it out.")
-        return numbers
-    if isinstance(pool, GramPool):
-        raise ConfigError("initial must be row numbers where only inner products are known; give their numbers.")
-    if array.shape[1] != pool.dim or array.dtype.kind not in "fiu":
-        raise ConfigError(
-            f"initial has shape {list(array.shape)} and gradients have {pool.dim} columns; give rows of {pool.dim}."
-        )
-    rows = array.astype(np.float64)
-    if not np.isfinite(rows).all():
-        raise ConfigError(f"Row {int(np.argmin(np.isfinite(rows).all(axis=1)))} of initial holds NaN or Inf.")
-    if options.normalize == "sqrt_tokens":
-        raise ConfigError(
-            "initial gradient rows have no response lengths for normalize 'sqrt_tokens'; give row numbers of the pool."
-        )
-    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    safe = np.where(norms > 0, norms, 1.0)
-    if options.normalize == "unit":
-        rows /= safe[:, None]
-    elif options.normalize == "clip":
-        rows *= np.minimum(1.0, clip_at / safe)[:, None]
-    return pool.append(rows)
 
 
 def _budget(options: Options, n: int, usable: int, tokens: np.ndarray | None) -> Budget:
@@ -331,37 +277,6 @@ def _per_row(options: Options, tokens: np.ndarray | None, rows: int) -> np.ndarr
     per_row = np.ones(rows)
     per_row[: len(tokens)] = 1.0 / np.maximum(tokens, 1)
     return per_row
-
-
-def _loop(options: Options, n: int, dim: int) -> str:
-    if options.loop != "auto":
-        return options.loop
-    if n * dim >= LAZY_FROM:
-        return "lazy"
-    return "kernel" if options.fisher == "exact" and n <= dim else "dense"
-
-
-def _engine(
-    loop: str,
-    fisher: FisherName,
-    alpha: float,
-    pool: Pool | GramPool,
-    conflict: Conflict,
-    score: Score,
-    limits: Limits,
-    rows: int,
-) -> Engine:
-    eligible = np.zeros(len(pool), dtype=bool)
-    eligible[: pool.n] = limits.eligible
-    if loop == "kernel":
-        capacity = min(rows, len(pool))
-        return Kernel(pool.column, pool.squared_norms, alpha, conflict, score, eligible, capacity)
-    assert isinstance(pool, Pool)
-    if loop == "lazy" and fisher == "exact":
-        information = LogDet(alpha, pool.dim, window=window(pool.dim))
-        return BlockedLazy(pool, information, conflict, score, eligible)
-    engine = {"brute": Brute, "dense": Dense, "lazy": Lazy}[loop]
-    return engine(pool, make_information(fisher, alpha, pool.dim), conflict, score, eligible)
 
 
 def _bases(trace: Trace, fisher: FisherName, alpha: float, pool: Pool | GramPool) -> Float[np.ndarray, " t"]:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from spice_select.selection.conflict import Conflict, Score
 from spice_select.selection.fisher import LogDet
-from spice_select.selection.greedy import Choice, lowest_best, slack
+from spice_select.selection.greedy import Choice, better, lowest_best, slack
 from spice_select.selection.rows import Pool
 
 ACTIVE_BYTES = 64 << 20
@@ -310,12 +310,3 @@ class BlockedLazy:
             assert choice is not None
             best = choice.score
             waiting[top] = -np.inf
-
-
-def better(one: Choice | None, other: Choice | None) -> Choice | None:
-    """The better of two choices; the lower row number where they tie."""
-    if one is None or other is None:
-        return one or other
-    if abs(one.score - other.score) <= slack(max(one.score, other.score)):
-        return one if one.index < other.index else other
-    return one if one.score > other.score else other

@@ -95,6 +95,15 @@ def lowest_best(scores: Float[np.ndarray, " n"]) -> int | None:
     return int(np.argmax(scores >= best - slack(best)))
 
 
+def better(one: Choice | None, other: Choice | None) -> Choice | None:
+    """The better of two choices; the lower row number where they tie."""
+    if one is None or other is None:
+        return one or other
+    if abs(one.score - other.score) <= slack(max(one.score, other.score)):
+        return one if one.index < other.index else other
+    return one if one.score > other.score else other
+
+
 class Brute:
     """The definition: every gain and every mean afresh, for every candidate at every step."""
 
