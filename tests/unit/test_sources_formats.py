@@ -209,3 +209,14 @@ def test_shared_training_files_load(tmp_path: Path) -> None:
     with shared_path("data", "train", "gsm8k_train.jsonl").open(encoding="utf-8") as file:
         expected = [json.loads(line) for line in file]
     assert list(load_rows([shared_path("data", "train", "gsm8k_train.jsonl")])) == expected
+
+
+def test_csv_of_old_line_ends_and_of_pandas(tmp_path: Path) -> None:
+    file = tmp_path / "old.csv"
+    file.write_bytes(b"prompt,response\ra,b\rc,d\r")
+    assert [dict(row) for row in load_rows([file])] == [
+        {"prompt": "a", "response": "b"},
+        {"prompt": "c", "response": "d"},
+    ]
+    file.write_bytes(b",prompt,response\n0,a,b\n")
+    assert [dict(row) for row in load_rows([file])] == [{"": "0", "prompt": "a", "response": "b"}]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from spice_select.data.columns import concat_tables, to_array
 from spice_select.errors import DataError
 
 CHUNK_ROWS = 4096
+_DEEPEST = 100
 
 
 class _Rows:
@@ -70,6 +71,20 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _constant(text: str) -> None:
     if text != "NaN":
         raise _Fault(f"{text}, which is no JSON")
+
+
+def _shallow(value: Any) -> Any:
+    """A value as it is, unless it is nested deeper than readers of parquet follow."""
+    level, depth = [value], 0
+    while level := [inner for outer in level if isinstance(outer, dict | list) for inner in _inside(outer)]:
+        depth += 1
+        if depth > _DEEPEST:
+            raise _Fault(f"values nested more than {_DEEPEST} deep")
+    return value
+
+
+def _inside(outer: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return outer.values() if isinstance(outer, dict) else outer
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant)
@@ -127,7 +142,7 @@ def read_jsonl(path: Path, limit: int | None) -> pa.Table:
         if rows.count == 0 and text.lstrip().startswith("["):
             return _read_document(path, limit)
         try:
-            value = _DECODER.decode(text)
+            value = _shallow(_DECODER.decode(text))
         except (ValueError, RecursionError) as error:
             raise _broken(path, number, error) from None
         rows.add(_need_row(path, f"line {number}", value))
@@ -165,7 +180,7 @@ def _read_document(path: Path, limit: int | None) -> pa.Table:
     if text[start] == "[":
         return _read_array(path, text, start, limit)
     try:
-        value = _DECODER.decode(text)
+        value = _shallow(_DECODER.decode(text))
     except (ValueError, RecursionError) as error:
         raise _broken(path, getattr(error, "lineno", 1), error) from None
     value = _need_row(path, "line 1", value)
@@ -199,6 +214,7 @@ def _read_array(path: Path, text: str, at: int, limit: int | None) -> pa.Table:
     while not closed:
         try:
             value, end = _DECODER.raw_decode(text, at)
+            _shallow(value)
         except json.JSONDecodeError as error:
             raise _broken(path, error.lineno, error) from None
         except (ValueError, RecursionError) as error:

@@ -82,7 +82,16 @@ def _read_csv(path: Path, limit: int | None) -> pa.Table:
         raise DataError(f"{path}, line {line}: a NUL byte, so this is binary data; give CSV text.")
     first = head.lstrip("\r\n").split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count) if first.count(",") == 0 else ","
-    header = next(csv.reader(io.StringIO(head.lstrip("\r\n")), delimiter=delimiter), [])
+    try:
+        # A line that a carriage return alone ends, as old files have it, is a line to Arrow as well.
+        header = next(csv.reader(io.StringIO(head.lstrip("\r\n"), newline=""), delimiter=delimiter), [])
+    except csv.Error:
+        raise DataError(
+            f"{path} has no header line: its first line is longer than any names of columns, or its quotation mark is "
+            "never closed; add a first line with the names of the columns."
+        ) from None
+    if not header:
+        raise DataError(f"{path} has no rows; give a file with at least one.")
     del head
     _check_header(path, header)
     try:
@@ -105,7 +114,7 @@ def _read_csv(path: Path, limit: int | None) -> pa.Table:
 def _check_header(path: Path, header: list[str]) -> None:
     cells = [cell.strip() for cell in header]
     fault = ""
-    if any(not cell for cell in cells) and len(cells) > 1:
+    if any(not cell for cell in cells[1:]):  # pandas leaves the first empty, above the numbers of the rows
         fault = "an empty name"
     elif len(set(cells)) < len(cells):
         fault = "a name twice"
