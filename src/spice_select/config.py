@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from spice_select.errors import ConfigError
 
@@ -23,10 +23,22 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+def _listed(value: Any) -> Any:
+    """A single name where a list of names is taken."""
+    return (value,) if isinstance(value, str) else value
+
+
+def _no_truth_value(value: Any) -> Any:
+    """Python counts True as 1."""
+    if isinstance(value, bool):
+        raise ValueError("a truth value is no amount")
+    return value
+
+
 class DataConfig(Section):
     """Where the rows come from and how they become token ids and a response mask."""
 
-    sources: tuple[str, ...] = ()
+    sources: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     """Files, folders or Hub ids (``owner/name``, ``owner/name@revision``, ``owner/name:config``)."""
     split: str = "train"
     """Split of a Hub data set."""
@@ -41,7 +53,7 @@ class DataConfig(Section):
     """Tokens kept of one example; the response is kept in view, and truncation is counted."""
     chat_template: str | None = None
     """A Jinja chat template, or the path of a file that holds one, instead of the tokenizer's own."""
-    contamination: tuple[str, ...] = ()
+    contamination: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     """Evaluation files; rows that match one of their rows are left out and counted."""
 
 
@@ -99,7 +111,7 @@ class GradientConfig(Section):
 class SelectionConfig(Section):
     """What is maximised, what is penalised, and when to stop."""
 
-    budget: int | float | str | None = None
+    budget: Annotated[int | float | str | None, BeforeValidator(_no_truth_value)] = None
     """Rows (12), a share (0.1 or ``10%``), or response tokens (``50000 tokens``); may be absent with a stop ratio."""
     alpha: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
     """Fisher scale a; ``auto`` is 1 over the median squared gradient norm."""
@@ -211,13 +223,17 @@ def load_config(
     settings: dict[str, Any] = {}
     if file is not None:
         settings = _read_yaml(file)
-    if preset is not None:
+    parsed = [_parse_override(override) for override in overrides]
+    preset = next((override["preset"] for override in reversed(parsed) if "preset" in override), preset)
+    if isinstance(preset, str):
         # A written configuration is fully resolved: a preset asked for must win over it, though not over other flags.
         settings = {**merge(settings, PRESETS.get(preset, {})), "preset": preset}
     if values:
         settings = merge(settings, values)
-    for override in overrides:
-        settings = merge(settings, _parse_override(override))
+    # The one seed is the sketch's as well; a written configuration has both.
+    parsed = [{"gradients": {"seed": given["seed"]}} for given in parsed if "seed" in given] + parsed
+    for override in parsed:
+        settings = merge(settings, override)
     return resolve(settings)
 
 
@@ -288,8 +304,19 @@ def _sentence(error: ValidationError) -> str:
         return f"Unknown setting '{field}'; {hint}"
     value = repr(first.get("input"))
     shown = value if len(value) <= 60 else value[:57] + "..."
+    if field in _FORMS:
+        return f"Setting '{field}' cannot be {shown}; give {_FORMS[field]}."
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     return f"Setting '{field}' cannot be {shown}: {message[:1].lower()}{message[1:]}."
+
+
+# Settings of several forms: pydantic's message would name the first of them alone.
+_FORMS = {
+    "selection.budget": "rows (12), a share (0.1 or 10%) or response tokens ('50000 tokens')",
+    "selection.alpha": "a number above 0, or auto",
+    "selection.hinge": "a cosine from -1 to 1, or a quantile of the pool such as 25%",
+    "selection.quotas": "proportional, or per label {min: ..., max: ...} in rows or shares of the budget",
+}
 
 
 def _setting_path(path: list[str]) -> list[str]:
@@ -315,6 +342,8 @@ def _section_at(path: Iterable[str]) -> type[BaseModel] | None:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no UTF-8 text"
     return getattr(error, "strerror", None) or type(error).__name__
 
 

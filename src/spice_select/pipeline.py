@@ -10,11 +10,12 @@ from spice_select.analysis.certificate import Certificate, certify
 from spice_select.config import RunConfig, load_config
 from spice_select.cost import Cost, estimate
 from spice_select.errors import ConfigError, StoreMismatch
-from spice_select.files import Lock
+from spice_select.files import Lock, make_folder
 from spice_select.gradients.capture import GradientEngine
 from spice_select.gradients.collect import collect as collect_gradients
 from spice_select.gradients.proxy import Proxy, load_proxy
 from spice_select.gradients.store import GradientStore
+from spice_select.paths import with_whole_paths
 from spice_select.pool import Pool, check_selection, excluded_rows, group_labels, read_pool, rows_in_hand
 from spice_select.reporter import Clock, Reporter, heard
 from spice_select.results import RunResult, StoreResult, deliver
@@ -89,7 +90,7 @@ def select_from(
     flags: dict[str, Any] = {"output": {"folder": str(output if output is not None else source)}}
     if budget is not None:
         flags["selection"] = {"budget": budget}
-    config = load_config(origin.config, overrides, flags, preset)
+    config = with_whole_paths(load_config(origin.config, overrides, flags, preset))
     _require_same_gradients(earlier, config)
     _require_budget(config)
     folder = RunFolder(config.output.folder)
@@ -105,7 +106,6 @@ def select_from(
     with clock.stage("verify"):
         store.verify()
     resolved = check_selection(config, pool)
-    folder.claim(config, overwrite=overwrite)
     return _choose(config, pool, resolved, store, folder, reporter, clock)
 
 
@@ -223,7 +223,10 @@ def _choose(
     with clock.stage("certificate"):
         certificate = _certify(config, pool, budget, store, selection)
     reporter.stage("Results")
+    make_folder(folder.path)
     with Lock.exclusive(folder.path / ".lock", str(folder.path)):
+        # Not before there are picks: a selection that fails leaves the earlier one and its configuration alone.
+        folder.claim(config, overwrite=True)
         return deliver(config, pool, budget, store, selection, certificate, folder, clock, changed=changed)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerBase
 
 from spice_select.config import RunConfig
@@ -15,10 +15,12 @@ from spice_select.data.encoded import Encoded
 from spice_select.data.row_numbers import read_row_numbers
 from spice_select.data.schema import Schema, detect_schemas
 from spice_select.data.sources import RowSet, load_rows
-from spice_select.errors import ConfigError, DataError
+from spice_select.errors import BudgetError, ConfigError, DataError
 from spice_select.gradients.proxy import load_tokenizer
 from spice_select.reporter import Clock, Reporter
 from spice_select.selection.budget import Budget, resolve_budget
+from spice_select.selection.options import Options
+from spice_select.selection.quotas import resolve_groups
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,38 @@ def _require_responses(config: RunConfig, encoded: Encoded) -> None:
 def check_selection(config: RunConfig, pool: Pool) -> Budget:
     """Resolve what the selection needs from the rows before hours go into gradients; returns the budget."""
     settings = config.selection
-    usable = pool.encoded.usable & ~excluded_rows(config, pool)
-    group_labels(config, pool)
-    rows_in_hand(config, pool)
+    Options(
+        conflict_weight=settings.conflict_weight,
+        alpha=settings.alpha,
+        penalty=settings.penalty,
+        hinge=settings.hinge,
+        reference=settings.reference,
+        stop_ratio=settings.stop_ratio,
+        fisher=settings.fisher,
+        loop=settings.loop,
+    ).check()
+    kept = ~excluded_rows(config, pool)
+    labels = group_labels(config, pool)
+    eligible = pool.encoded.usable & kept
+    eligible[rows_in_hand(config, pool) or []] = False
     stops = settings.stop_ratio is not None
-    return resolve_budget(settings.budget, len(usable), int(usable.sum()), stops=stops)
+    budget = resolve_budget(settings.budget, len(eligible), int(eligible.sum()), stops=stops)
+    if budget.tokens is not None:
+        _check_tokens(config, budget.tokens, pool.encoded.response_tokens[eligible])
+    if settings.quotas is not None:
+        assert labels is not None
+        resolve_groups(labels, settings.quotas, eligible, kept, budget.rows)
+    return budget
+
+
+def _check_tokens(config: RunConfig, tokens: int, lengths: Int[np.ndarray, " m"]) -> None:
+    asked, shortest = config.selection.budget, int(lengths.min())
+    if config.selection.quotas is not None:
+        raise ConfigError(
+            f"selection.quotas count rows and cannot go with budget '{asked}'; give the budget in rows, or no quotas."
+        )
+    if tokens < shortest:
+        raise BudgetError(f"budget '{asked}' is less than the shortest response, of {shortest} tokens; give more.")
 
 
 def group_labels(config: RunConfig, pool: Pool) -> list[str] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from spice_select.config import RunConfig, load_config, to_yaml
 from spice_select.errors import ConfigError, OutputError, StoreError, StoreMismatch
-from spice_select.files import make_folder, remove_tree, write_text
+from spice_select.files import make_folder, remove_file, remove_tree, write_text
 
 # Settings that say how a result is reached and not what it is: a run may be taken up again with others.
 _NO_IDENTITY = {
@@ -99,9 +99,11 @@ class RunFolder:
             selection: This command writes a selection, and not gradients alone.
 
         Raises:
-            OutputError: The folder holds something else, or cannot be written.
+            OutputError: The folder holds something else, cannot be written, or shares files with a source.
             StoreMismatch: The folder belongs to other settings; each difference is named.
         """
+        for source in config.data.sources:
+            self._refuse_overlap(source)
         existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         if not existing.is_dir():
             raise OutputError(f"The output {self.path} cannot be made because {existing} is a file; name a folder.")
@@ -135,9 +137,25 @@ class RunFolder:
     def remove_results(self) -> None:
         """Take a selection away, the record first: without it no other file counts as finished."""
         for path in (self.record, self.trace, self.report, self.card):
-            path.unlink(missing_ok=True)
+            remove_file(path)
         if self.data.is_dir():
             remove_tree(self.data)
+
+    def _refuse_overlap(self, name: str) -> None:
+        """Refuse an output whose files would become rows of a source, or take the place of one."""
+        if not os.path.exists(name):
+            return
+        source, output = Path(name).resolve(), self.path.resolve()
+        if source == output or source in output.parents:
+            where = "is" if source == output else "lies in"
+            raise OutputError(
+                f"The output {self.path} {where} the source {name}, whose rows would change; name a folder elsewhere."
+            )
+        written = [path.resolve() for path in (self.data, self.gradients, self.trace, self.record)]
+        if any(path == source or path in source.parents for path in written):
+            raise OutputError(
+                f"The source {name} is part of the output {self.path}, which replaces it; name another output."
+            )
 
     def _only_ours(self) -> bool:
         names = {entry.name for entry in self.path.iterdir()}

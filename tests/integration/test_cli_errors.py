@@ -278,3 +278,55 @@ def test_resume_and_overwrite_contradict(command: Command, model: Path, rows_fil
 def test_unwritable_output(command: Command, model: Path, rows_file: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     command.refused(4, "run", rows_file, "-m", model, "-b", "2", "-o", tmp_path / "out")
+
+
+def test_output_in_a_source_or_source_in_the_output(
+    command: Command, model: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "rows", tmp_path / "out"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_bytes(rows_file.read_bytes())
+    sentence = command.refused(4, "run", folder, "-m", model, "-b", "2", "-o", folder / "out", *FAST)
+    assert "lies in the source" in sentence
+    assert [path.name for path in folder.iterdir()] == ["rows.jsonl"]
+    assert command("run", folder, "-m", model, "-b", "6", "-o", out, *FAST).code == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for source in (out, out / "data", next(out.glob("data/*.parquet"))):
+        command.refused(4, "run", source, "-m", model, "-b", "2", "-o", out, "--overwrite", *FAST)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+IMPOSSIBLE = [
+    ("selection.hinge=often", 2),
+    ("selection.stop_ratio=5", 2),
+    ("selection.quotas={elsewhere: {min: 1}}", 2),
+    ("selection.quotas={rows: {max: 1}}", 2),
+    ("selection.budget=1 token", 2),
+    ("selection.quotas=most", 2),
+    ("selection.budget=true", 2),
+]
+
+
+@pytest.mark.parametrize(("override", "code"), IMPOSSIBLE)
+def test_a_selection_that_cannot_be_is_refused_before_gradients(
+    command: Command, model: Path, rows_file: Path, tmp_path: Path, override: str, code: int
+) -> None:
+    out = tmp_path / "out"
+    groups = ("--set", "selection.groups=source", "--set", "selection.budget=3")
+    command.refused(code, "run", rows_file, "-m", model, "-o", out, *FAST, *groups, "--set", override)
+    assert not out.exists()
+
+
+def test_a_refused_selection_leaves_the_folder_as_it_was(
+    command: Command, model: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert command("run", rows_file, "-m", model, "-b", "3", "-o", out, *FAST).code == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for override, _ in IMPOSSIBLE:
+        command.refused(2, "select", out, "--overwrite", "--set", "selection.groups=source", "--set", override)
+    (tmp_path / "in-hand.txt").write_text("0\n")
+    in_hand = f"selection.initial={tmp_path / 'in-hand.txt'}"
+    assert "39" in command.refused(2, "select", out, "-b", "40", "--overwrite", "--set", in_hand)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert command("select", out, "-b", "4", "--overwrite").code == 0

@@ -72,6 +72,31 @@ def test_replay_from_the_written_configuration(command: Command, finished: Path,
         assert (again / "gradients" / "shards" / shard.name).read_bytes() == shard.read_bytes()
 
 
+def test_a_configuration_of_relative_paths_replays_from_another_folder(
+    command: Command, model: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    Path("rows.jsonl").write_bytes(rows_file.read_bytes())
+    Path("out.txt").write_text("3 4")
+    Path("in.txt").write_text("5")
+    Path("chat.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}")
+    Path("eval.jsonl").write_text(rows_file.read_text().splitlines()[6])
+    settings = [
+        "selection.exclude=out.txt", "selection.initial=in.txt", "data.chat_template=chat.jinja",
+        "data.contamination=eval.jsonl",
+    ]  # fmt: skip
+    given = [word for setting in settings for word in ("--set", setting)]
+    first = command("run", "rows.jsonl", "-m", model, "-b", "5", "-o", "picked", *given, *FAST)
+    assert first.code == 0, first.err
+    monkeypatch.chdir(there)
+    again = command("run", "--config", here / "picked" / "config.yaml", "-o", "picked")
+    assert again.code == 0, again.err
+    assert load(here / "picked", tmp_path / "c1").to_list() == load(there / "picked", tmp_path / "c2").to_list()
+
+
 def test_the_same_command_again_reuses_the_gradients(
     command: Command, finished: Path, model: Path, rows_file: Path
 ) -> None:

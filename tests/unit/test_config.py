@@ -17,9 +17,7 @@ def test_a_written_configuration_reads_back_equal(tmp_path: Path) -> None:
 
 
 def test_presets_set_the_same_fields_and_validate() -> None:
-    assert {frozenset(preset["selection"]) for preset in PRESETS.values()} == {
-        frozenset(PRESETS["paper"]["selection"])
-    }
+    assert {frozenset(preset["selection"]) for preset in PRESETS.values()} == {frozenset(PRESETS["paper"]["selection"])}
     for name, preset in PRESETS.items():
         config = resolve({"preset": name})
         assert config.preset == name
@@ -47,6 +45,26 @@ def test_order_of_precedence(tmp_path: Path) -> None:
     flags = {"selection": {"budget": "7"}}
     assert load_config(file, values=flags).selection.budget == "7"
     assert load_config(file, ["selection.budget=9"], flags).selection.budget == 9
+
+
+def test_overrides_of_preset_and_seed_are_those_of_the_flags(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(to_yaml(resolve({"preset": "recommended", "seed": 1, "selection": {"budget": 5}})))
+    assert load_config(file, ["preset=paper"]) == load_config(file, preset="paper")
+    assert load_config(file, ["preset=paper", "selection.alpha=3"]).selection.alpha == 3.0
+    assert load_config(file, ["seed=4"]).gradients.seed == 4
+    assert load_config(file, ["gradients.seed=5", "seed=4"]).gradients.seed == 5
+
+
+def test_settings_of_several_forms_name_them_all() -> None:
+    for override, form in (("budget=[1]", "50000 tokens"), ("alpha=big", "auto"), ("quotas=[]", "proportional, or")):
+        with pytest.raises(ConfigError, match=form):
+            load_config(overrides=[f"selection.{override}"])
+
+
+def test_one_name_stands_for_a_list_of_names() -> None:
+    config = load_config(overrides=["data.sources=a.jsonl", "data.contamination=b.jsonl"])
+    assert (config.data.sources, config.data.contamination) == (("a.jsonl",), ("b.jsonl",))
 
 
 def test_one_seed_rules_the_sketch_unless_it_has_its_own() -> None:

@@ -31,9 +31,9 @@ def collect(
         overrides=overrides,
         preset=preset,
         seed=seed,
-        data__sources=tuple(map(o.absolute, data)) if data else None,
+        data__sources=tuple(data) if data else None,
         data__limit=limit,
-        model__name=o.absolute(model) if model else None,
+        model__name=model,
         output__folder=output,
     )
     with ConsoleReporter(quiet=quiet or as_json) as reporter:

@@ -9,6 +9,7 @@ import typer
 
 from spice_select.config import RunConfig, load_config
 from spice_select.errors import ConfigError
+from spice_select.paths import with_whole_paths
 
 Data = Annotated[
     list[str] | None,
@@ -51,11 +52,6 @@ def refuse_both(resume: bool, overwrite: bool) -> None:
         raise ConfigError("--resume and --overwrite cannot go together; leave one of them out.")
 
 
-def absolute(name: str) -> str:
-    """A local path made whole, so that a written configuration replays from anywhere; any other name as it is."""
-    return str(Path(name).absolute()) if Path(name).exists() else name
-
-
 def settings(
     *,
     config: Path | None,
@@ -81,4 +77,4 @@ def settings(
         section, _, key = name.partition("__")
         if value is not None:
             values.setdefault(section, {})[key] = value
-    return load_config(config, overrides or (), values, preset)
+    return with_whole_paths(load_config(config, overrides or (), values, preset))

@@ -35,9 +35,9 @@ def run(
         overrides=overrides,
         preset=preset,
         seed=seed,
-        data__sources=tuple(map(o.absolute, data)) if data else None,
+        data__sources=tuple(data) if data else None,
         data__limit=limit,
-        model__name=o.absolute(model) if model else None,
+        model__name=model,
         selection__budget=budget,
         output__folder=output,
     )

@@ -1,0 +1,44 @@
+"""Local paths of a configuration made whole, so that a written one replays from any working folder."""
+
+from __future__ import annotations
+
+import os
+
+from spice_select.config import RunConfig
+
+_LONGEST = 4096
+"""A template may stand in the configuration itself; text longer than this is no path."""
+
+
+def absolute(name: str) -> str:
+    """A name of something on this disk as a whole path; any other, such as a Hub id, as it is."""
+    local = os.path.expanduser(name)
+    return os.path.abspath(local) if len(local) <= _LONGEST and os.path.exists(local) else name
+
+
+def with_whole_paths(config: RunConfig) -> RunConfig:
+    """The configuration with every local path in it made absolute, but for the output's."""
+    data, model, gradients, selection = config.data, config.model, config.gradients, config.selection
+    lora = gradients.lora
+    if lora is not None:
+        lora = lora.model_copy(update={"adapter": _maybe(lora.adapter)})
+    return config.model_copy(
+        update={
+            "data": data.model_copy(
+                update={
+                    "sources": tuple(map(absolute, data.sources)),
+                    "chat_template": _maybe(data.chat_template),
+                    "contamination": tuple(map(absolute, data.contamination)),
+                }
+            ),
+            "model": model.model_copy(update={"name": absolute(model.name) if model.name else ""}),
+            "gradients": gradients.model_copy(update={"lora": lora}),
+            "selection": selection.model_copy(
+                update={"initial": _maybe(selection.initial), "exclude": _maybe(selection.exclude)}
+            ),
+        }
+    )
+
+
+def _maybe(name: str | None) -> str | None:
+    return absolute(name) if name else name
