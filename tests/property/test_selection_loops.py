@@ -163,6 +163,28 @@ def test_blocked_lazy_survives_tiny_active_sets(seed, weight, relative, active, 
     np.testing.assert_allclose(blocked.conflicts, dense.conflicts, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize(("seed", "n", "d", "active"), [(6, 71, 9, 32), (12, 71, 9, 32), (39, 93, 6, 16)])
+def test_blocked_lazy_knows_what_lies_outside_an_active_set_that_cannot_grow(seed, n, d, active):
+    rng = np.random.default_rng(seed)
+    g = rng.normal(size=(n, d)) * np.exp(rng.normal(size=(n, 1)))
+    if seed % 2:
+        g[rng.random(n) < 0.3] = 0.0
+    pool, eligible, score = Pool(ArrayRows(g)), np.ones(n, dtype=bool), Score(1.0)
+    dense = Dense(pool, LogDet(100.0, d), Conflict(d, 0.5), score, eligible)
+    blocked = BlockedLazy(
+        pool, LogDet(100.0, d, window=4), Conflict(d, 0.5), score, eligible, active=active, most=active
+    )
+    first, second = (run_greedy(engine, Limits(eligible, Budget(40)), StopRule()) for engine in (dense, blocked))
+    assert first.indices == second.indices
+
+
+@pytest.mark.parametrize("loop", ["brute", "dense", "kernel", "lazy"])
+def test_what_ties_is_measured_from_the_best_and_not_from_another_tie(loop):
+    # Row 1 ties with row 2, the best; row 0, of zero norm, ties with row 1 but not with the best.
+    g = np.sqrt([[0.0], [0.9e-9], [1.5e-9]])
+    assert select(g, budget=1, loop=loop).indices.tolist() == [1]
+
+
 @given(pools(), st.sampled_from(["exact", "diag-logdet", "paper-diag", "released"]))
 def test_gains_never_grow_without_penalty(g, fisher):
     gains = select(g, budget=len(g), conflict_weight=0.0, fisher=fisher).gains

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from spice_select.selection.conflict import Conflict, Score
 from spice_select.selection.fisher import LogDet
-from spice_select.selection.greedy import Choice, better, lowest_best, slack
+from spice_select.selection.greedy import Choice, lowest_best, slack
 from spice_select.selection.rows import Pool
 
 ACTIVE_BYTES = 64 << 20
@@ -90,7 +90,7 @@ class BlockedLazy:
             if self._outside == -np.inf or self._outside < score - 2 * slack(score):
                 return choice
             if not self._rebuild():
-                return self._scan(choice)
+                return self._scan()
 
     def add(self, index: int) -> None:
         """Put a row into S and bring the active set up to date."""
@@ -125,23 +125,30 @@ class BlockedLazy:
         self._offset[at[inside]] = -np.inf
 
     def _best_active(self) -> Choice | None:
-        choice = None
-        if len(self._ids):
-            gains = self._information.gains(self._active_potentials)
-            conflicts = None
-            if self._active_fixed is not None:
-                conflicts = self._active_fixed
-            elif self._wants_dots:
-                conflicts = self._conflict.of_dots(self._dots, self._active_norms)
-            self._scores = self._score(self._ids, gains, conflicts) + self._offset
-            at = lowest_best(self._scores)
-            if at is not None:
-                conflict = self._conflict_at(at) if conflicts is None else float(conflicts[at])
-                choice = Choice(int(self._ids[at]), float(gains[at]), conflict, float(self._scores[at]))
-        return better(choice, self._zero_choice())
+        gains = self._information.gains(self._active_potentials)
+        conflicts = None
+        if self._active_fixed is not None:
+            conflicts = self._active_fixed
+        elif self._wants_dots:
+            conflicts = self._conflict.of_dots(self._dots, self._active_norms)
+        self._scores = self._score(self._ids, gains, conflicts) + self._offset
+        self._zero = self._zero_choice()
+        self._best = float(self._scores.max(initial=self._zero.score if self._zero else -np.inf))
+        return self._lowest(self._best)
+
+    def _lowest(self, best: float) -> Choice | None:
+        """The lowest row number of the active set and the zero rows whose score ties with the best."""
+        at = lowest_best(self._scores, best)
+        zero = self._zero if self._zero and self._zero.score >= best - slack(best) else None
+        if at is None or (zero and zero.index < self._ids[at]):
+            return zero
+        gain = self._information.gains(self._active_potentials[at : at + 1])[0]
+        return Choice(int(self._ids[at]), float(gain), self._conflict_at(at), float(self._scores[at]))
 
     def _conflict_at(self, at: int) -> float:
-        dot = self._rows[at] @ self._conflict.total
+        if self._active_fixed is not None:
+            return float(self._active_fixed[at])
+        dot = self._dots[at] if self._wants_dots else self._rows[at] @ self._conflict.total
         return float(self._conflict.of_dots(np.array([dot]), self._active_norms[at : at + 1])[0])
 
     def _zero_choice(self) -> Choice | None:
@@ -167,6 +174,10 @@ class BlockedLazy:
         if self._picks == 0 and size < count and np.all(self._seen[top] == step):
             # Nothing new to look at: penalties or ties reach further down than the active set.
             if self._size >= self._most:
+                # The active set stays, so the highest bound outside is that outside of it, not of the top.
+                others = self._bounds.copy()
+                others[self._ids] = -np.inf
+                self._outside = float(others.max())
                 return False
             self._size = min(2 * self._size, self._most)
             size = min(self._size, count)
@@ -288,25 +299,29 @@ class BlockedLazy:
         self._write_back(ids, potentials)
         return potentials
 
-    def _scan(self, choice: Choice | None) -> Choice | None:
+    def _scan(self) -> Choice | None:
         """Settle a pick that too many rows may still win, a batch of the highest bounds after the other."""
         waiting = self._bounds.copy()
         waiting[self._ids] = -np.inf
         size = min(1024, len(waiting))
-        best = choice.score if choice else -np.inf
+        self._best_active()
+        best = self._best
+        choices: list[Choice] = []
         while True:
             top = np.argpartition(waiting, len(waiting) - size)[len(waiting) - size :]
             top = np.sort(top[(waiting[top] > -np.inf) & (waiting[top] >= best - 2 * slack(best))])
             if not len(top):
-                return choice
+                break
             rows = self._pool.take(top)
             gains = self._information.gains(self._refresh(top, rows))
             conflicts = self._conflict.of_rows(top, rows, self._norms[top])
             scores = self._score(top, gains, conflicts)
-            at = lowest_best(scores)
-            assert at is not None
-            found = Choice(int(top[at]), float(gains[at]), float(conflicts[at]), float(scores[at]))
-            choice = better(choice, found)
-            assert choice is not None
-            best = choice.score
+            best = max(best, float(scores.max()))
+            near = scores >= best - slack(best)
+            columns = (top[near].tolist(), gains[near].tolist(), conflicts[near].tolist(), scores[near].tolist())
+            choices += [Choice(*values) for values in zip(*columns, strict=True)]
             waiting[top] = -np.inf
+        # Only now is the best known that decides which scores tie.
+        tied = [choice for choice in choices if choice.score >= best - slack(best)]
+        active = self._lowest(best)
+        return min([*tied, active] if active else tied, default=None)

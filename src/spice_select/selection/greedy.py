@@ -87,21 +87,11 @@ def slack(best: float) -> float:
     return TIE * max(1.0, abs(best))
 
 
-def lowest_best(scores: Float[np.ndarray, " n"]) -> int | None:
-    """Position of the first score that ties with the best; None when all are -inf."""
-    best = float(scores.max(initial=-np.inf))
-    if best == -np.inf:
-        return None
-    return int(np.argmax(scores >= best - slack(best)))
-
-
-def better(one: Choice | None, other: Choice | None) -> Choice | None:
-    """The better of two choices; the lower row number where they tie."""
-    if one is None or other is None:
-        return one or other
-    if abs(one.score - other.score) <= slack(max(one.score, other.score)):
-        return one if one.index < other.index else other
-    return one if one.score > other.score else other
+def lowest_best(scores: Float[np.ndarray, " n"], best: float | None = None) -> int | None:
+    """Position of the first score that ties with the best, of these or of more; None when none does."""
+    best = float(scores.max(initial=-np.inf)) if best is None else best
+    tied = scores >= best - slack(best)
+    return int(np.argmax(tied)) if best > -np.inf and tied.any() else None
 
 
 class Brute:
