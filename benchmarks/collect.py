@@ -220,6 +220,7 @@ def measure(proxy: Proxy, examples: Examples, options: argparse.Namespace) -> di
     memory: dict[str, int] = {}
     device_memory: dict[str, int] = {}
     cuda = proxy.device.type == "cuda"
+    clock = time.process_time if options.cpu_time else time.perf_counter
     for method in methods.values():  # warm-up
         first = examples.batches(options.batch_tokens)[-1]
         method(proxy, examples.take(first), options.batch_tokens)
@@ -230,11 +231,12 @@ def measure(proxy: Proxy, examples: Examples, options: argparse.Namespace) -> di
                 torch.cuda.reset_peak_memory_stats()
                 torch.cuda.synchronize()
             with PeakMemory() as watch:
-                begin = time.perf_counter()
+                begin = clock()
                 method(proxy, examples, options.batch_tokens)
                 if cuda:
                     torch.cuda.synchronize()
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(clock() - begin)
+            print(f"{name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
             memory[name] = max(memory.get(name, 0), watch.peak)
             if cuda:
                 device_memory[name] = max(device_memory.get(name, 0), torch.cuda.max_memory_allocated())
@@ -246,6 +248,7 @@ def measure(proxy: Proxy, examples: Examples, options: argparse.Namespace) -> di
         "batch_tokens": options.batch_tokens,
         "batches": len(examples.batches(options.batch_tokens)),
         "threads": torch.get_num_threads(),
+        "clock": "process CPU time" if options.cpu_time else "wall",
         "device": str(proxy.device),
         "dtype": str(proxy.dtype).removeprefix("torch."),
         "methods": {},
@@ -361,8 +364,12 @@ def main() -> None:
     parser.add_argument("--fidelity", action="store_true", help="measure the errors of the sketches instead")
     parser.add_argument("--reference", default="262144", help="for --fidelity: numbers of the reference, or exact")
     parser.add_argument("--gram-gb", type=int, default=8, help="memory for the exact Gram matrix")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--cpu-time", action="store_true", help="measure CPU time, for a machine with other work")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     lora = None if options.lora is None else LoraConfig(r=options.lora)
     proxy = load_proxy(
         ModelConfig(name=options.model, dtype=options.dtype, device=options.device), GradientConfig(lora=lora)
