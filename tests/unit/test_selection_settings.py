@@ -439,3 +439,12 @@ def test_the_global_random_state_is_left_alone(g):
     select(g, budget=5)
     assert np.array_equal(before[0], np.random.get_state()[1])
     assert torch.equal(before[1], torch.get_rng_state())
+
+
+def test_a_float64_tensor_of_inner_products_keeps_its_digits():
+    rng = np.random.default_rng(0)
+    g = 1e4 * rng.normal(size=6) + rng.normal(size=(40, 6))
+    gram = g @ g.T
+    plain, tensor = (select_gram(given, 20, conflict_weight=0.0) for given in (gram, torch.from_numpy(gram)))
+    np.testing.assert_array_equal(tensor.indices, plain.indices)
+    np.testing.assert_array_equal(tensor.gains, plain.gains)

@@ -118,7 +118,9 @@ def plain_array(name: str, value: Any) -> np.ndarray:
         ConfigError: Nothing that makes an array.
     """
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu().float().numpy() if value.is_floating_point() else value.detach().cpu().numpy()
+        # numpy has no bfloat16.
+        narrow = value.is_floating_point() and value.dtype != torch.float64
+        return (value.detach().float() if narrow else value.detach()).cpu().numpy()
     try:
         return np.asarray(list(value) if isinstance(value, (set, frozenset, range)) else value)
     except ValueError:
