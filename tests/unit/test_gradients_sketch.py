@@ -37,8 +37,25 @@ def test_fold_is_its_formula(dim: int) -> None:
 def test_fold_places_are_spread_evenly() -> None:
     places, signs = indices(Layer("wide", 400, 300), 256, seed=0)
     counts = np.bincount(places, minlength=256)
-    assert counts.min() >= 400 * 300 // 256 - 16 and counts.max() <= 400 * 300 // 256 + 17
+    # The period of this layer is 16 * 253, so that one lane of 16 misses 48 of its 256 places.
+    assert counts.min() >= 400 * 300 // 256 - 32 and counts.max() <= 400 * 300 // 256 + 17
     assert abs(signs.mean()) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "dim"), [(512, 512, 512), (512, 1024, 512), (512, 256, 512), (300, 96, 512)]
+)
+def test_fold_is_as_exact_for_one_token_and_widths_that_share_factors_with_dim(
+    rows: int, columns: int, dim: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer, ratios = Layer("wide", rows, columns), []
+    for seed in range(40):
+        gradient = torch.randn(rows, 1, generator=generator) @ torch.randn(1, columns, generator=generator)
+        row = FoldSketch([layer], dim, seed, CPU).apply({layer.name: gradient})
+        ratios.append(float(row.double().square().sum() / gradient.double().square().sum()))
+    # sqrt(2 / dim) is 0.0625 for independent signs; those of whole rows cost at most as much again in variance.
+    assert np.std(ratios) < 0.125 and abs(np.mean(ratios) - 1) < 0.05
 
 
 def test_two_sided_is_its_formula() -> None:
@@ -110,8 +127,8 @@ FROZEN_SIGNS = [-1, -1, 1, 1, -1, 1, -1, 1, 1, -1, 1, 1, -1, 1, 1, -1]
 FROZEN_INTEGERS = [947, 29, 880, 955]
 FROZEN_FACTOR = [-0.51721019, -0.35904822, -0.31482568]
 FROZEN_VECTORS = {
-    "fold": [-1814.0, 2975.0, -1311.0, 553.0, 2368.0, -4111.0, -751.0, -1423.0],
-    "two-sided": [-2718.125, 1835.875, 1236.875, 3163.5, -1037.875, -347.125, 1062.125, -1675.25],
+    "fold": [-1809.0, -1478.0, 671.0, -443.0, -474.0, -372.0, -919.0, 1310.0],
+    "two-sided": [3260.25, 2226.375, -3019.0, -1853.5, -618.375, 558.625, -1400.875, 2366.5],
     "dense": [1070.56, -1975.656, 1216.931, 673.8727, 556.493, -1801.708, -1289.056, -654.0738],
     "none": [-125.0, -124.0, -123.0, -122.0, -121.0, -120.0, -119.0, -118.0],
 }

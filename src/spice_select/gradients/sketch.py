@@ -51,7 +51,7 @@ def reference_vector(config: GradientConfig) -> list[float]:
 
 def summary(config: GradientConfig, sketch: Sketch) -> dict[str, Any]:
     """What identifies a sketch, in what JSON can hold."""
-    spec: dict[str, Any] = {"kind": config.sketch, "dim": sketch.dim, "seed": config.seed, "version": 1}
+    spec: dict[str, Any] = {"kind": config.sketch, "dim": sketch.dim, "seed": config.seed, "version": 2}
     if config.sketch == "two-sided":
         spec["rank"] = config.rank
     return {**spec, "test_vector": reference_vector(config)}

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from spice_select.gradients.factors import Factors, Sketch
-from spice_select.gradients.fold import LANES, add_lanes, fold_lanes
+from spice_select.gradients.fold import LANES, add_lanes, fold_lanes, period
 from spice_select.gradients.layers import Layer
 from spice_select.gradients.random import Stream
 
@@ -45,7 +45,11 @@ class TwoSidedSketch(Sketch):
         self._rolls: list[int] | None = None
         if total > dim:
             self._rolls = [int(roll) for roll in Stream(seed, "", "fold rolls").integers(LANES, dim)]
-        self._offsets = [int(Stream(seed, x.name, "fold offset").integers(1, LANES * dim)[0]) for x in layers]
+        self._periods = [period(min(rank, x.columns), dim) for x in layers]
+        self._offsets = [
+            int(Stream(seed, x.name, "fold offset").integers(1, places)[0])
+            for x, places in zip(layers, self._periods, strict=True)
+        ]
         self._rows = torch.zeros(0)
 
     @property
@@ -85,7 +89,7 @@ class TwoSidedSketch(Sketch):
         rows = self._rows[examples[0] : examples[-1] + 1]
         if self._rolls:
             # The columns of the projections have independent signs already.
-            add_lanes(rows, flat, self._offsets[layer], self._buffer)
+            add_lanes(rows, flat, self._offsets[layer], self._periods[layer], self._buffer)
         else:
             rows[:, self._starts[layer] : self._starts[layer + 1]] += flat
 
