@@ -41,6 +41,7 @@ def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> Ru
     _require_budget(config)
     folder = RunFolder(config.output.folder)
     folder.check(config, overwrite=overwrite, selection=True)
+    _warn_of_patterns(folder, reporter)
     clock = Clock()
     pool = read_pool(config, reporter, clock)
     budget = check_selection(config, pool)
@@ -95,6 +96,7 @@ def select_from(
     _require_budget(config)
     folder = RunFolder(config.output.folder)
     folder.check(config, overwrite=overwrite, selection=True)
+    _warn_of_patterns(folder, reporter)
     clock = Clock()
     store = GradientStore.open(origin.gradients)
     pool = read_pool(config, reporter, clock)
@@ -124,12 +126,23 @@ def dry_run(config: RunConfig, reporter: Reporter, *, selection: bool = True) ->
 
 
 def _require(config: RunConfig, *, output: bool) -> None:
-    if not config.data.sources:
+    if not any(config.data.sources):
         raise ConfigError("No data was named; give files, folders or Hub ids, such as 'spice-select run rows.jsonl'.")
+    if not all(config.data.sources):
+        raise ConfigError("A source of data.sources has an empty name; leave it out, or name '.' for this folder.")
     if not config.model.name:
         raise ConfigError("No proxy model was named; give a folder or Hub id with --model.")
     if output and not config.output.folder:
         raise ConfigError("No output folder was named; give one with --output.")
+
+
+def _warn_of_patterns(folder: RunFolder, reporter: Reporter) -> None:
+    path = str(folder.path.absolute())
+    if found := sorted(set(path) & set("*?[")):
+        reporter.warn(
+            f"The output {path} has {' and '.join(found)} in its path, which datasets.load_dataset reads as a pattern; "
+            "rename it before you load it."
+        )
 
 
 def _require_budget(config: RunConfig) -> None:

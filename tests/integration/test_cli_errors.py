@@ -228,6 +228,9 @@ def test_interrupt_exits_130_and_resumes(model: Path, rows_file: Path, tmp_path:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Traceback" not in err
+    assert [line for line in err.splitlines() if line.startswith("error: ")] == [
+        "error: Interrupted; the same command takes up the work where it stopped."
+    ]
     assert not (out / "selection.json").exists()
     again = subprocess.run(args, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
@@ -330,3 +333,29 @@ def test_a_refused_selection_leaves_the_folder_as_it_was(
     assert "39" in command.refused(2, "select", out, "-b", "40", "--overwrite", "--set", in_hand)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert command("select", out, "-b", "4", "--overwrite").code == 0
+
+
+def test_interrupt_while_libraries_load(
+    command: Command, rows_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spice_select.cli.app.app", interrupted)
+    assert "Interrupted" in command.refused(130, "run", rows_file, "-o", tmp_path / "out")
+
+
+def test_names_that_no_system_takes(command: Command, model: Path, rows_file: Path, tmp_path: Path) -> None:
+    long, out = "n" * 5000, tmp_path / "out"
+    for data, proxy, folder in ((long, model, out), (rows_file, long, out), (rows_file, model, long)):
+        assert "too long" in command.refused(2, "run", data, "-m", proxy, "-b", "2", "-o", folder)
+    assert "empty name" in command.refused(2, "run", rows_file, "", "-m", model, "-b", "2", "-o", out)
+    assert not out.exists()
+
+
+def test_an_output_that_reads_as_a_pattern_is_warned_of(
+    command: Command, model: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    outcome = command("run", rows_file, "-m", model, "-b", "2", "-o", tmp_path / "out[1]", "--limit", "4", *FAST)
+    assert outcome.code == 0
+    assert "load_dataset" in next(line for line in outcome.err.splitlines() if "warning" in line)

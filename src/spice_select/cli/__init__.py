@@ -10,6 +10,7 @@ import warnings
 from spice_select.errors import ResourceError, SpiceError
 
 _INTERRUPTED = 130
+_GOES_ON = "Interrupted; the same command takes up the work where it stopped."
 
 
 def main() -> None:
@@ -23,17 +24,24 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    from spice_select.cli.app import app
-
     try:
+        from spice_select.cli.app import app
+
         app()
     except SpiceError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("Interrupted; the same command takes up the work where it stopped.", _INTERRUPTED)
+        _fail(_GOES_ON, _INTERRUPTED)
+    except SystemExit as stop:
+        # Typer turns an interrupt into this exit, without a word.
+        if stop.code == _INTERRUPTED:
+            _fail(_GOES_ON, _INTERRUPTED)
+        raise
     except MemoryError:
         _fail("Memory ran out; lower gradients.batch_tokens or data.max_length.", ResourceError.exit_code)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            _fail(f"The name {str(error.filename)[:40]}... is too long for this system; give another.", 2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         place = f" on {error.filename}" if error.filename else ""
