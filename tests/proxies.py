@@ -58,6 +58,21 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         head_dim=8,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     ),
+    # Its attention calls a linear layer with an axis of one between examples and tokens.
+    "deepseek-v3": lambda: tf.DeepseekV3Config(
+        **{**_SMALL, "num_key_value_heads": 4},
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        first_k_dense_replace=1,
+        n_group=1,
+        topk_group=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+    ),
     "opt": lambda: tf.OPTConfig(
         **_GPT,
         hidden_size=32,

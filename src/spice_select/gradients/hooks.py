@@ -108,8 +108,10 @@ class Recorder:
         return output
 
     def _shaped(self, site: Site, values: Tensor) -> Float[Tensor, "b t width"]:
-        """Examples by tokens by width; some models flatten the first two."""
+        """Examples by tokens by width; some models flatten the first two, or put a head axis of one between them."""
         examples = len(self._lengths)
+        if values.dim() == 4 and values.shape[:3] == (examples, 1, self._padded):
+            return values[:, 0]
         if values.dim() == 3 and values.shape[:2] == (examples, self._padded):
             return values
         if values.dim() == 2 and len(values) == examples * self._padded:
