@@ -81,6 +81,8 @@ def test_budget_out_of_range(command: Command, model: Path, rows_file: Path, tmp
         ("selection.alpha", "section.key=value"),
         ("gradients.layers='['", "gradients.layers"),
         ("selection.groups=colour", "colour"),
+        ("model.revision=main", "model.revision"),
+        ("model.attention=foo", "model.attention"),
         ("data.columns={prompt: nothing}", "nothing"),
         ("selection.exclude=/no/such/file", "selection.exclude"),
     ],

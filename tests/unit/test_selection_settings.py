@@ -448,3 +448,11 @@ def test_a_float64_tensor_of_inner_products_keeps_its_digits():
     plain, tensor = (select_gram(given, 20, conflict_weight=0.0) for given in (gram, torch.from_numpy(gram)))
     np.testing.assert_array_equal(tensor.indices, plain.indices)
     np.testing.assert_array_equal(tensor.gains, plain.gains)
+
+
+@pytest.mark.parametrize(("norm", "expected"), [(1e5, "smaller"), (1e-6, "larger"), (1.0, None)])
+def test_scales_at_which_rounding_decides_are_warned_of(norm: float, expected: str | None) -> None:
+    rows = norm * np.random.default_rng(0).normal(size=(6, 4))
+    said = [line for line in select(rows, budget=2).warnings if line.startswith("alpha |g|^2")]
+    assert [expected in line for line in said] == ([True] if expected else [])
+    assert not [line for line in select(rows, budget=2, alpha="auto").warnings if line.startswith("alpha |g|^2")]

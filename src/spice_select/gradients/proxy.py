@@ -132,6 +132,12 @@ def load_proxy(model: ModelConfig, gradients: GradientConfig) -> Proxy:
     folder = _resolve(model, weights=True)
     tokenizer = _load_tokenizer(folder, model)
     network = _load_network(folder, model)
+    if gradients.lora is not None and gradients.lora.factors == "both" and gradients.lora.adapter is None:
+        warnings.warn(
+            "The gradients of the LoRA factors A are exactly zero, as B is zero without a trained adapter; set "
+            "gradients.lora.adapter, or gradients.lora.factors=B.",
+            stacklevel=2,
+        )
     files = tuple(sorted(folder.glob("*.safetensors")))
     if gradients.lora is not None and gradients.lora.adapter is not None:
         network, adapter_files = _load_adapter(network, gradients.lora.adapter)
@@ -178,6 +184,11 @@ def _resolve(model: ModelConfig, *, weights: bool) -> Path:
     if folder.is_dir():
         if not (folder / "config.json").is_file() and weights:
             raise ModelError(f"The folder {folder} holds no model, as it has no config.json; name a model folder.")
+        if model.revision is not None:
+            raise ConfigError(
+                f"Setting 'model.revision' cannot be '{model.revision}', as {model.name} is a folder without "
+                "revisions; leave it out."
+            )
         return folder
     parts = model.name.split("/")
     if folder.exists() or len(parts) > 2 or not all(parts) or model.name.startswith((".", "~")):
@@ -249,6 +260,10 @@ def _load_network(folder: Path, model: ModelConfig) -> nn.Module:
                 output_loading_info=True,
             )
     except Exception as error:  # broken files raise whatever their parser raises
+        if model.attention is not None and ("attn_implementation" in str(error) or isinstance(error, ImportError)):
+            raise ConfigError(
+                f"Setting 'model.attention' cannot be '{model.attention}' ({_first_line(error)}); leave it out."
+            ) from None
         raise ModelError(
             f"The weights of {model.name} cannot be loaded ({_first_line(error)}); fetch the model again."
         ) from None

@@ -32,6 +32,7 @@ from spice_select.selection.options import (
     alpha_of,
     row_numbers,
     scale_of,
+    scale_warning,
     token_lengths,
 )
 from spice_select.selection.quotas import Groups, Limits, Quotas, resolve_groups
@@ -182,7 +183,7 @@ def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
     if scale is not None:
         pool.rescale(scale)
     alpha, warning = alpha_of(options.alpha, pool.squared_norms[members])
-    warnings.extend([warning] if warning else [])
+    warnings.extend(said for said in (warning, scale_warning(alpha, pool.squared_norms[members])) if said)
     in_hand = rows_in_hand(options, pool, usable, clip_at)
     eligible = members.copy()
     eligible[in_hand[in_hand < n]] = False

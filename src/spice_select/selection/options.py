@@ -170,6 +170,12 @@ def scale_of(
     return None, math.inf
 
 
+LARGEST_SCALE = 1e8
+"""alpha |g|^2 beyond which float64 no longer tells collinear rows apart to the slack of a tie."""
+SMALLEST_SCALE = 1e-9
+"""alpha |g|^2 below which every gain is within the slack of a tie."""
+
+
 def alpha_of(alpha: Any, squared_norms: Float[np.ndarray, " n"]) -> tuple[float, str | None]:
     """The Fisher scale, and a warning where ``"auto"`` has nothing to go by."""
     if alpha != "auto":
@@ -178,6 +184,22 @@ def alpha_of(alpha: Any, squared_norms: Float[np.ndarray, " n"]) -> tuple[float,
     if not len(known):
         return 1.0, "alpha 'auto' was taken as 1: all gradients are zero."
     return 1.0 / float(np.median(known)), None
+
+
+def scale_warning(alpha: float, squared_norms: Float[np.ndarray, " n"]) -> str | None:
+    """A warning where gains are so large or so small that picks depend on rounding."""
+    largest = alpha * float(np.max(squared_norms, initial=0.0))
+    if largest > LARGEST_SCALE:
+        return (
+            f"alpha |g|^2 reaches {largest:.1e}, where nearly collinear rows differ by rounding alone; use a smaller "
+            "alpha, or 'auto'."
+        )
+    if 0.0 < largest < SMALLEST_SCALE:
+        return (
+            f"alpha |g|^2 is {largest:.1e} at most, so that all gains tie and the first rows are chosen; use a larger "
+            "alpha, or 'auto'."
+        )
+    return None
 
 
 def _choice(name: str, value: object, known: Iterable[str]) -> None:
