@@ -16,6 +16,10 @@ from spice_select.gradients.fold import LANES, add_lanes, fold_lanes, period
 from spice_select.gradients.layers import Layer
 from spice_select.gradients.random import Stream
 
+# Rows of a strip at least, and input matrices kept: those of a batch's examples for one layer and the next.
+_STRIP = 48
+_HELD = 64
+
 
 @final
 class TwoSidedSketch(Sketch):
@@ -23,7 +27,9 @@ class TwoSidedSketch(Sketch):
 
     A side of a layer that is no wider than ``rank`` is kept as it is. The projections are signs over the root of
     their width. Exact squared norms come from the Gram matrices of tokens, ``sum((A A^T) * (D D^T))``, where that
-    takes fewer products than the gradient itself, as it does for sequences of a few hundred tokens.
+    takes fewer products than the gradient itself, as it does for sequences of a few hundred tokens. The matrices are
+    symmetric, so that little more than half of each is formed, and layers that share their input (query, key and
+    value; gate and up) share its matrix.
     """
 
     def __init__(
@@ -31,6 +37,7 @@ class TwoSidedSketch(Sketch):
     ) -> None:
         super().__init__(layers, device)
         self._exact_norms = norms
+        self._grams = _InputGrams()
         self._sides = [
             tuple(
                 _projection(Stream(seed, x.name, f"two-sided {side}"), count, rank).to(device) if count > rank else None
@@ -78,12 +85,26 @@ class TwoSidedSketch(Sketch):
                 d = outputs if rows_side is None else outputs @ rows_side
                 self._take(factors.layer, [example], (d.t() @ a).flatten()[None])
             if self._exact_norms:
-                self._norms[factors.layer, example] = _squared_norm(inputs, outputs)
+                self._norms[factors.layer, example] = self._squared_norm(inputs, outputs)
 
     @override
     def finish(self) -> Float[Tensor, "b dim"]:
+        self._grams.clear()
         rows = fold_lanes(self._rows, self._rolls) if self._rolls else self._rows
         return rows.cpu()
+
+    def _squared_norm(self, inputs: Float[Tensor, "t columns"], outputs: Float[Tensor, "t rows"]) -> Tensor:
+        tokens, columns, rows = len(inputs), inputs.shape[1], outputs.shape[1]
+        # Little more than half of the two matrices of tokens is formed.
+        if tokens * (rows + columns) >= 1.6 * rows * columns:
+            gradient = torch.mm(outputs.t(), inputs, out=self._buffer("gradient", rows, columns)).flatten()
+            return torch.dot(gradient, gradient)
+        total = torch.zeros((), device=inputs.device)
+        for a, d in zip(self._grams.strips(inputs), _strips(outputs), strict=True):
+            square = a.shape[1] - len(a)
+            product = a * d
+            total += 2 * product[:, :square].sum() + product[:, square:].sum()
+        return total
 
     def _take(self, layer: int, examples: Sequence[int], flat: Float[Tensor, "g size"]) -> None:
         rows = self._rows[examples[0] : examples[-1] + 1]
@@ -98,9 +119,26 @@ def _projection(stream: Stream, count: int, rank: int) -> Float[Tensor, "count r
     return torch.from_numpy(stream.signs(count * rank)).float().view(count, rank) * rank**-0.5
 
 
-def _squared_norm(inputs: Float[Tensor, "t columns"], outputs: Float[Tensor, "t rows"]) -> Tensor:
-    tokens, columns, rows = len(inputs), inputs.shape[1], outputs.shape[1]
-    if tokens * (rows + columns) < rows * columns:
-        return torch.dot((inputs @ inputs.t()).flatten(), (outputs @ outputs.t()).flatten())
-    gradient = (outputs.t() @ inputs).flatten()
-    return torch.dot(gradient, gradient)
+class _InputGrams:
+    """Gram matrices of the inputs seen last; while one is held, so is its input, and its address stays its own."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, int, int], tuple[Tensor, list[Tensor]]] = {}
+
+    def strips(self, inputs: Float[Tensor, "t columns"]) -> list[Tensor]:
+        key = (inputs.data_ptr(), len(inputs), inputs.shape[1])
+        if key not in self._held:
+            if len(self._held) >= _HELD:
+                self._held.pop(next(iter(self._held)))
+            self._held[key] = inputs, _strips(inputs)
+        return self._held[key][1]
+
+    def clear(self) -> None:
+        self._held.clear()
+
+
+def _strips(values: Float[Tensor, "t width"]) -> list[Tensor]:
+    """The lower triangle of ``values @ values.T``, in strips of rows that end with a square on the diagonal."""
+    tokens = len(values)
+    step = -(-tokens // max(1, min(8, tokens // _STRIP)))
+    return [values[first : first + step] @ values[: first + step].t() for first in range(0, tokens, step)]
