@@ -38,6 +38,7 @@ class TwoSidedSketch(Sketch):
         super().__init__(layers, device)
         self._exact_norms = norms
         self._grams = _InputGrams()
+        self._zero = torch.zeros((), device=device)
         self._sides = [
             tuple(
                 _projection(Stream(seed, x.name, f"two-sided {side}"), count, rank).to(device) if count > rank else None
@@ -99,12 +100,8 @@ class TwoSidedSketch(Sketch):
         if tokens * (rows + columns) >= 1.6 * rows * columns:
             gradient = torch.mm(outputs.t(), inputs, out=self._buffer("gradient", rows, columns)).flatten()
             return torch.dot(gradient, gradient)
-        total = torch.zeros((), device=inputs.device)
-        for a, d in zip(self._grams.strips(inputs), _strips(outputs), strict=True):
-            square = a.shape[1] - len(a)
-            product = a * d
-            total += 2 * product[:, :square].sum() + product[:, square:].sum()
-        return total
+        pairs = zip(self._grams.strips(inputs), _strips(outputs), strict=True)
+        return sum((torch.dot(a.view(-1), d.view(-1)) for a, d in pairs), start=self._zero)
 
     def _take(self, layer: int, examples: Sequence[int], flat: Float[Tensor, "g size"]) -> None:
         rows = self._rows[examples[0] : examples[-1] + 1]
@@ -120,7 +117,10 @@ def _projection(stream: Stream, count: int, rank: int) -> Float[Tensor, "count r
 
 
 class _InputGrams:
-    """Gram matrices of the inputs seen last; while one is held, so is its input, and its address stays its own."""
+    """Gram matrices of the inputs seen last, as strips of the lower triangle with all off the diagonal doubled.
+
+    While a matrix is held, so is its input, and the address that it is known by stays its own.
+    """
 
     def __init__(self) -> None:
         self._held: dict[tuple[int, int, int], tuple[Tensor, list[Tensor]]] = {}
@@ -130,7 +130,10 @@ class _InputGrams:
         if key not in self._held:
             if len(self._held) >= _HELD:
                 self._held.pop(next(iter(self._held)))
-            self._held[key] = inputs, _strips(inputs)
+            strips = _strips(inputs)
+            for strip in strips:
+                strip[:, : strip.shape[1] - len(strip)] *= 2
+            self._held[key] = inputs, strips
         return self._held[key][1]
 
     def clear(self) -> None:
