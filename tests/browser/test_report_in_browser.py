@@ -68,7 +68,7 @@ def chromium(tmp_path: Path, address: str, *options: str) -> subprocess.Complete
         *options,
         address,
     ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=True)
 
 
 def seen(dom: str) -> list[str]:

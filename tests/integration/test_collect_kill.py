@@ -53,7 +53,7 @@ class Server:
         return status, written
 
     def close(self) -> None:
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=400)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_dying_at_any_change_to_the_disk_leaves_no_trace(tmp_path: Path) -> None
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=550,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,4 +15,4 @@ def test_the_public_names() -> None:
 
 def test_import_and_help_do_not_wait_for_torch() -> None:
     code = "import sys, spice_select, spice_select.cli.app; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=400)
