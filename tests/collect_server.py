@@ -8,6 +8,7 @@ process ended and how many shards it had written by its own count.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def begin(folder: Path, rows: int, seconds: float) -> tuple[int, int]:
 
 
 def main() -> None:
+    # A shell that starts the tests in the background has them ignore the signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     pipes: dict[int, int] = {}
     print("ready", flush=True)
     for line in sys.stdin:

@@ -85,7 +85,9 @@ def stop_and_go(server: Server, folder: Path, stops: int, number: signal.Signals
         The most whole shards that were there when a run was stopped.
     """
     moments, delivered, most = random.Random(), 0, 0
-    while delivered < stops:
+    for _ in range(100 * stops):
+        if delivered == stops:
+            break
         process = server.start(folder)
         time.sleep(moments.uniform(0, longest))
         os.kill(process, number)
@@ -104,6 +106,7 @@ def stop_and_go(server: Server, folder: Path, stops: int, number: signal.Signals
         except StoreError as error:
             # Killed before there was a manifest.
             assert "There is no gradient store" in str(error)
+    assert delivered == stops
     assert server.wait(server.start(folder, 0))[0] == 0
     return most
 
