@@ -137,6 +137,58 @@ class SelectionConfig(Section):
     """File of row numbers to leave out, in the same form."""
 
 
+class AdapterConfig(Section):
+    """Low-rank adapters that the proxy is trained with."""
+
+    r: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Dropout while training; gradients for the selection are always taken without it."""
+
+
+class ScheduleConfig(Section):
+    """When the proxy is trained, and on what the selection then works (SPICE, arXiv 2601.23155, section 4)."""
+
+    kind: Literal["fixed", "pools"] = "fixed"
+    """``fixed``: one checkpoint, one selection from all rows. ``pools``: the rows in shuffled pools, a few picks from
+    each, the proxy trained on the picks as they come."""
+    pool_size: int = Field(default=120, ge=1)
+    """Rows of a pool; the picks of each follow from the budget."""
+    interval: int = Field(default=10, ge=1)
+    """Pools between two trainings of the proxy (T), each on the picks since the last."""
+    memory: Literal["none", "sketch"] = "none"
+    """``sketch``: what earlier pools taught counts in the next, through a sketch; beyond the paper, where every pool
+    starts empty."""
+    memory_rows: int = Field(default=256, ge=1)
+    """Rows of the sketch that stands for all earlier picks."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimiser steps on randomly drawn rows before the first gradient is taken."""
+    warmup_share: float | None = Field(default=None, gt=0, le=1)
+    """The same as a share of the rows, each seen once."""
+    scope: Literal["lora", "full"] = "lora"
+    """Train adapters, or the linear layers themselves; in pools the gradients are of the same weights."""
+    lora: AdapterConfig = AdapterConfig()
+    learning_rate: float = Field(default=2e-4, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    """Share of the optimiser steps in which the learning rate rises."""
+    scheduler: Literal["constant", "linear", "cosine"] = "linear"
+    """Learning rate after that; it follows optimiser steps."""
+    batch_size: int = Field(default=4, ge=1)
+    """Examples of one optimiser step."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    gram_bytes: int = Field(default=1 << 32, ge=1 << 20)
+    """Memory for the gradients of one pool; with less, the pool is passed through the model more than once."""
+    tracker: str | None = None
+    """Tracker of accelerate that is told of every pool: tensorboard, wandb, mlflow, ..."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> ScheduleConfig:
+        if self.warmup_steps and self.warmup_share is not None:
+            raise ValueError("give warmup_steps or warmup_share, not both")
+        return self
+
+
 class OutputConfig(Section):
     """Where results go."""
 
@@ -152,6 +204,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     gradients: GradientConfig = GradientConfig()
     selection: SelectionConfig = SelectionConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
     output: OutputConfig = OutputConfig()
 
     @model_validator(mode="before")
