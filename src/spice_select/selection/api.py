@@ -128,6 +128,7 @@ def select_gram(
     initial: Sequence[int] | np.ndarray | torch.Tensor | None = None,
     exclude: Sequence[int] | np.ndarray | torch.Tensor | None = None,
     robust_stop: bool = False,
+    earlier: tuple[Float[np.ndarray, "n m"], Float[np.ndarray, "m m"]] | None = None,
 ) -> Selection:
     """As :func:`select`, from the inner products of the gradients alone: exact for a pool without any sketch.
 
@@ -148,6 +149,9 @@ def select_gram(
         initial: See :func:`select`.
         exclude: See :func:`select`.
         robust_stop: See :func:`select`.
+        earlier: Inner products of each row with rows of before, shape [n, m], and of those with each other, [m, m],
+            scaled as they were then. What they have told is no news: they count for the information, and play no part
+            in mean, conflict, budget or choice.
 
     Raises:
         ConfigError: A setting that cannot be used, or no square matrix.
@@ -156,7 +160,7 @@ def select_gram(
     """
     options = Options(
         budget, alpha, conflict_weight, penalty, reference, hinge, normalize, stop_ratio, "exact", "kernel", lengths,
-        per_token, groups, quotas, initial, exclude, robust_stop,
+        per_token, groups, quotas, initial, exclude, robust_stop, earlier,
     )  # fmt: skip
     return _select(gram, options, from_gram=True)
 
@@ -164,7 +168,7 @@ def select_gram(
 def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
     options.check()
     warnings = _unused(options)
-    pool = GramPool.of(source) if from_gram else open_pool(source)
+    pool = GramPool.of(source, options.earlier) if from_gram else open_pool(source)
     n = pool.n
     usable = pool.usable
     lengths = options.lengths if options.lengths is not None else getattr(source, "lengths", None)

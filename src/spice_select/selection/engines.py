@@ -42,7 +42,8 @@ def make_engine(
     eligible[: pool.n] = limits.eligible
     if loop == "kernel":
         capacity = min(rows, len(pool))
-        return Kernel(pool.column, pool.squared_norms, alpha, conflict, score, eligible, capacity)
+        known = pool.known(alpha) if isinstance(pool, GramPool) else None
+        return Kernel(pool.column, pool.squared_norms, alpha, conflict, score, eligible, capacity, known)
     assert isinstance(pool, Pool)
     if loop == "lazy" and fisher == "exact":
         information = LogDet(alpha, pool.dim, window=window(pool.dim))

@@ -45,13 +45,15 @@ class GramPool:
         self.squared_norms = np.where(self.finite, np.maximum(diagonal, 0.0), 0.0)
         self._scale: np.ndarray = np.ones(self.n)
         self.factors: np.ndarray | None = None
+        self._across: np.ndarray | None = None
+        self._within = np.zeros((0, 0))
 
     @classmethod
-    def of(cls, gram: Any) -> GramPool:
+    def of(cls, gram: Any, earlier: Any = None) -> GramPool:
         """Check and wrap what the user gave.
 
         Raises:
-            ConfigError: No square matrix of real numbers.
+            ConfigError: No square matrix of real numbers, or inner products with earlier rows that do not fit it.
             DataError: No row at all, or an inner product between usable rows that is NaN or Inf.
         """
         array = plain_array("gram", gram)
@@ -64,7 +66,30 @@ class GramPool:
         if not np.isfinite(within).all():
             row = int(np.flatnonzero(pool.finite)[np.argmin(np.isfinite(within).all(axis=1))])
             raise DataError(f"gram holds NaN or Inf between row {row} and another row; mend it.")
+        if earlier is not None:
+            pool._remember(*earlier)
         return pool
+
+    def _remember(self, across: Any, within: Any) -> None:
+        across, within = plain_array("earlier", across), plain_array("earlier", within)
+        count = across.shape[1] if across.ndim == 2 else -1
+        if across.shape != (self.n, count) or within.shape != (count, count):
+            raise ConfigError(
+                f"earlier must be matrices of shape [{self.n}, m] and [m, m], not {list(across.shape)} and "
+                f"{list(within.shape)}."
+            )
+        if not (np.isfinite(across[self.finite]).all() and np.isfinite(within).all()):
+            raise ConfigError("earlier holds NaN or Inf; leave those rows out.")
+        self._across = np.where(self.finite[:, None], across, 0.0).astype(np.float64)
+        self._within = within.astype(np.float64)
+
+    def known(self, alpha: float) -> Float[np.ndarray, "m n"] | None:
+        """V, by which g_x^T (I + a F_0)^-1 g_y = <g_x, g_y> - <V_x, V_y> for the Fisher information F_0 of earlier rows."""
+        if self._across is None:
+            return None
+        among = np.eye(len(self._within)) + alpha * self._within
+        scaled = np.sqrt(alpha) * self._across * self._scale[:, None]
+        return np.linalg.solve(np.linalg.cholesky(among), scaled.T)
 
     def __len__(self) -> int:
         return self.n
@@ -97,6 +122,7 @@ class Kernel:
         score: What is compared.
         eligible: Candidates.
         capacity: Rows that S is expected to hold.
+        known: What rows of before have told of each row, which lessens its information and not its conflict.
     """
 
     def __init__(
@@ -108,15 +134,18 @@ class Kernel:
         score: Score,
         eligible: np.ndarray,
         capacity: int = 16,
+        known: Float[np.ndarray, "m n"] | None = None,
     ) -> None:
         self._column = column
+        self._known = known
         self._squared_norms = squared_norms
         self._norms = np.sqrt(squared_norms)
         self._alpha = alpha
         self._conflict = conflict
         self._score = score
         self._eligible = eligible.copy()
-        self._potentials = squared_norms.copy()
+        told = 0.0 if known is None else np.einsum("mn,mn->n", known, known)
+        self._potentials = np.maximum(squared_norms - told, 0.0)
         self._dots = np.zeros(len(squared_norms))
         # Row t of the factor is step t: the product with one column of it then reads whole rows.
         self._factor = np.empty((max(1, min(capacity, len(squared_norms))), len(squared_norms)))
@@ -141,7 +170,8 @@ class Kernel:
             self._factor = grown
         factor = self._factor[: self._size]
         inner = self._column(index)
-        across = inner - factor[:, index] @ factor
+        beyond = inner if self._known is None else inner - self._known[:, index] @ self._known
+        across = beyond - factor[:, index] @ factor
         row = across * np.sqrt(self._alpha / (1.0 + self._alpha * self._potentials[index]))
         self._factor[self._size] = row
         self._potentials = np.maximum(self._potentials - row * row, 0.0)

@@ -43,6 +43,7 @@ class Options:
     initial: Any = None
     exclude: Any = None
     robust_stop: bool = False
+    earlier: Any = None
 
     def check(self) -> None:
         """Check what can be checked without the rows.
