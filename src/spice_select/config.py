@@ -70,6 +70,8 @@ class ModelConfig(Section):
     """``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``."""
     attention: str | None = None
     """Attention implementation handed to transformers; its own choice when absent."""
+    adapter: str | None = None
+    """Folder of trained PEFT adapters that are merged into the weights."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Off unless asked for."""
 

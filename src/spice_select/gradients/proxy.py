@@ -139,6 +139,10 @@ def load_proxy(model: ModelConfig, gradients: GradientConfig) -> Proxy:
             stacklevel=2,
         )
     files = tuple(sorted(folder.glob("*.safetensors")))
+    if model.adapter is not None:
+        network, adapter_files = _load_adapter(network, model.adapter)
+        network = network.merge_and_unload()
+        files += adapter_files
     if gradients.lora is not None and gradients.lora.adapter is not None:
         network, adapter_files = _load_adapter(network, gradients.lora.adapter)
         files += adapter_files
@@ -277,7 +281,7 @@ def _load_network(folder: Path, model: ModelConfig) -> nn.Module:
     return network
 
 
-def _load_adapter(network: nn.Module, adapter: str) -> tuple[nn.Module, tuple[Path, ...]]:
+def _load_adapter(network: nn.Module, adapter: str) -> tuple[Any, tuple[Path, ...]]:
     from peft import PeftModel
 
     folder = Path(adapter).expanduser()

@@ -84,7 +84,7 @@ class GramPool:
         self._within = within.astype(np.float64)
 
     def known(self, alpha: float) -> Float[np.ndarray, "m n"] | None:
-        """V, by which g_x^T (I + a F_0)^-1 g_y = <g_x, g_y> - <V_x, V_y> for the Fisher information F_0 of earlier rows."""
+        """V with g_x^T (I + a F_0)^-1 g_y = <g_x, g_y> - <V_x, V_y>, F_0 the Fisher information of earlier rows."""
         if self._across is None:
             return None
         among = np.eye(len(self._within)) + alpha * self._within
