@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from spice_select.analysis.activity import activity_of_gram
 from spice_select.analysis.summary import Summary, summarise
 
 
@@ -115,14 +117,47 @@ def test_first_gain_outlier() -> None:
     assert any("robust_stop" in warning for warning in led.warnings)
 
 
-def test_a_penalty_that_did_nothing_is_explained_once() -> None:
+def test_a_penalty_that_did_nothing_is_explained_in_one_sentence() -> None:
     unopposed = summarise(Picked([1, 6, 3, 4]), **pool(), changed_by_penalty=0)
     opposed = summarise(Picked([1, 6, 3, 4], conflicts=[0, 0.1, 0, 0]), **pool(), changed_by_penalty=0)
-    assert unopposed.advice and "no pick opposes" in unopposed.advice
+    assert unopposed.advice and "changed no pick" in unopposed.advice and "no pick opposes" in unopposed.advice
     assert opposed.advice and "small beside their gains" in opposed.advice
+    for advice in (unopposed.advice, opposed.advice):
+        assert advice.endswith(".") and ". " not in advice
+        assert "--schedule fixed --set schedule.warmup_steps=50" in advice
+        assert "--schedule pools" in advice
+        assert "selection.penalty=relative" in advice and "selection.reference=pool" in advice
     assert summarise(Picked([1, 6, 3, 4]), **pool(), changed_by_penalty=1).advice is None
     assert summarise(Picked([1, 6, 3, 4]), **pool()).advice is None
     assert summarise(Picked(list(range(8))), **pool(), changed_by_penalty=0).advice is None
+
+
+def test_a_penalty_that_changed_few_picks_is_explained_too() -> None:
+    many = {"lengths": np.full(300, 9), "squared_norms": np.ones(300), "sources": ["a"] * 300}
+    picks = Picked(list(range(100)), conflicts=[0.1] * 100)
+    few = summarise(picks, **many, changed_by_penalty=2).advice
+    assert few and "changed 2 of 100 picks" in few
+    assert summarise(picks, **many, changed_by_penalty=3).advice is None
+
+
+def test_advice_does_not_recommend_what_was_done() -> None:
+    warmed = summarise(Picked([1, 6]), **pool(), changed_by_penalty=0, proxy="warmed").advice
+    pools = summarise(Picked([1, 6]), **pool(), changed_by_penalty=0, proxy="pools").advice
+    assert warmed and "for longer" in warmed and "--schedule pools" in warmed and "fixed" not in warmed
+    assert pools and "schedule" not in pools and "selection.penalty=relative" in pools
+
+
+def test_activity_is_told_and_kept() -> None:
+    rows = np.random.default_rng(0).standard_normal((8, 3))
+    chosen = SimpleNamespace(indices=[1, 6], reference="selected", hinge=0.0)
+    activity = activity_of_gram(rows @ rows.T, chosen)
+    summary = summarise(Picked([1, 6]), **pool(), activity=activity)
+    assert [line for line in activity.describe() if line in summary.describe()] == activity.describe()
+    assert len(summary.describe()) - len(summarise(Picked([1, 6]), **pool()).describe()) <= 3
+    assert Summary.model_validate_json(summary.model_dump_json()) == summary
+    earlier = summary.model_dump(mode="json")
+    del earlier["activity"]
+    assert Summary.model_validate(earlier).activity is None
 
 
 def test_lines_and_json() -> None:

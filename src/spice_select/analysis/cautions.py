@@ -9,6 +9,18 @@ from jaxtyping import Float
 
 from spice_select.analysis.comparison import FACTOR, Comparison, Share
 
+FEW_CHANGED = 0.02
+"""Share of the picks changed by the penalty up to which it counts as idle."""
+_WEIGHT = (
+    "use --set selection.penalty=relative with a larger selection.conflict_weight, or --set selection.reference=pool"
+)
+_REMEDIES = {
+    "fixed": "warm the proxy up (--schedule fixed --set schedule.warmup_steps=50), let it learn from pool to pool"
+    f" (--schedule pools), {_WEIGHT}",
+    "warmed": "warm the proxy up for longer (--set schedule.warmup_steps=200), let it learn from pool to pool"
+    f" (--schedule pools), {_WEIGHT}",
+    "pools": _WEIGHT,
+}
 NAMED = 5
 """Most sources that one warning names."""
 
@@ -78,23 +90,30 @@ def of_first_gain(first: float, following: float) -> list[str]:
     ]
 
 
-def of_idle_penalty(conflicts: Float[np.ndarray, " k"], gains: Float[np.ndarray, " k"]) -> str:
-    """Why the penalty changed nothing, and what to try."""
+def of_idle_penalty(
+    changed: int | None, conflicts: Float[np.ndarray, " k"], gains: Float[np.ndarray, " k"], proxy: str
+) -> str | None:
+    """Why the penalty changed few picks or none, and what to try, in one sentence; None where it changed enough.
+
+    Args:
+        changed: Picks that are not in the answer without penalty; None where there was no penalty.
+        conflicts: Conflict of every pick.
+        gains: Gain of every pick.
+        proxy: ``fixed``, ``warmed`` or ``pools``.
+    """
+    count = len(conflicts)
+    if changed is None or count == 0 or changed > FEW_CHANGED * count:
+        return None
     if not (conflicts > 0).any():
-        cause = (
-            "no pick opposes the reference, which is usual for a fixed pretrained proxy, whose gradients mostly point"
-            " one way"
-        )
+        usual = ", which is usual for a fixed pretrained proxy, whose gradients mostly point one way"
+        cause = f"as no pick opposes the reference{usual if proxy == 'fixed' else ''}"
     else:
         cause = (
-            f"the conflicts of the picks (at most {conflicts.max():.2g}) times the weight are small beside their gains"
-            f" (median {np.median(gains):.2g} nats), and the weight bites only where gains are small"
+            f"as the conflicts of the picks (at most {conflicts.max():.2g}) times the weight are small beside their"
+            f" gains (median {np.median(gains):.2g} nats)"
         )
-    return (
-        f"The conflict penalty changed no pick: {cause}. To give it a say, use a proxy that was warmed up on some"
-        " of the rows, --set selection.penalty=relative with a larger selection.conflict_weight, or --set"
-        " selection.reference=pool."
-    )
+    number = f"{changed:,} of {count:,} picks" if changed else "no pick"
+    return f"The conflict penalty changed {number}, {cause}; to give it a say, {_REMEDIES[proxy]}."
 
 
 def _times(ratio: float, more: str, less: str) -> str:

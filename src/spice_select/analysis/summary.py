@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from spice_select.analysis import cautions
+from spice_select.analysis.activity_record import ConflictActivity
 from spice_select.analysis.comparison import Comparison, Numbers, Share
 from spice_select.selection.stopping import OUTLIER_WINDOW, first_gain_is_outlier
 
@@ -50,8 +51,10 @@ class Summary(Numbers):
         following_gain: Median gain of the next few picks.
         first_gain_outlier: Whether the first gain stands far above those, so that a stop ratio would trip on it.
         changed_by_penalty: Picks that are not in the answer without penalty; None where no penalty was on.
+        activity: How much conflict there is among the gradients, if it was measured.
         warnings: What to be wary of, in plain sentences.
-        advice: Why the penalty changed nothing and what to try, if it did nothing.
+        advice: One sentence: why the penalty changed few picks or none, and what to try; None where it changed more
+            than :data:`~spice_select.analysis.cautions.FEW_CHANGED` of them, or there was none.
     """
 
     pool: int
@@ -68,6 +71,7 @@ class Summary(Numbers):
     following_gain: float | None
     first_gain_outlier: bool
     changed_by_penalty: int | None = None
+    activity: ConflictActivity | None = None
     warnings: tuple[str, ...] = ()
     advice: str | None = None
 
@@ -87,6 +91,8 @@ class Summary(Numbers):
                     for share in shares
                 ]
         lines.append(f"Picks that oppose the reference direction: {self.opposing:,} ({self.opposing_share:.1%})")
+        if self.activity is not None:
+            lines += self.activity.describe()
         if self.changed_by_penalty is not None:
             lines.append(f"Picks changed by the penalty: {self.changed_by_penalty:,}")
         lines += [f"Warning: {warning}" for warning in self.warnings]
@@ -105,6 +111,8 @@ def summarise(
     usable: Bool[np.ndarray, " n"] | None = None,
     changed_by_penalty: int | None = None,
     normalize: str = "none",
+    activity: ConflictActivity | None = None,
+    proxy: Literal["fixed", "warmed", "pools"] = "fixed",
 ) -> Summary:
     """Compare the picks with the pool, and warn beyond a factor of 2.
 
@@ -117,6 +125,8 @@ def summarise(
         usable: Rows that could be chosen; all where absent.
         changed_by_penalty: Picks not in the answer without penalty; None where no penalty was on.
         normalize: Normalisation that was in force; the remedy in a warning depends on it.
+        activity: How much conflict there is among the gradients.
+        proxy: Whether the proxy was as it came, warmed up, or trained from pool to pool; the advice depends on it.
     """
     picks = np.asarray(selection.indices, dtype=np.int64)
     gains = np.asarray(selection.gains, dtype=np.float64)
@@ -139,7 +149,6 @@ def summarise(
         *cautions.of_shares(group_shares, "group", by_source=False),
         *(cautions.of_first_gain(float(gains[0]), following) if outlier and following is not None else []),
     ]
-    idle = changed_by_penalty == 0 and 0 < len(picks) < len(pool)
     return Summary(
         pool=len(pool),
         picks=len(picks),
@@ -155,8 +164,11 @@ def summarise(
         following_gain=following,
         first_gain_outlier=outlier,
         changed_by_penalty=changed_by_penalty,
+        activity=activity,
         warnings=tuple(warnings),
-        advice=cautions.of_idle_penalty(conflicts, gains) if idle else None,
+        advice=cautions.of_idle_penalty(changed_by_penalty, conflicts, gains, proxy)
+        if len(picks) < len(pool)
+        else None,
     )
 
 
