@@ -57,14 +57,15 @@ def brute_novelsum(unit: np.ndarray, reference: np.ndarray, k: int, *, official:
         return 1.0 / np.mean(used)
 
     values = []
+    densities = [sigma(x) ** 0.5 for x in unit]
     for i, x in enumerate(unit):
         others = sorted((1 - float(x @ y), j) for j, y in enumerate(unit) if j != i)
         if official:
             weights = [1 / rank for rank in range(1, len(unit) + 1)]
             distances = [0.0, *(distance for distance, _ in others)]
-            values.append(np.average(distances, weights=weights) * sigma(x) ** 0.5)
+            values.append(np.average(distances, weights=weights) * densities[i])
         else:
-            values.append(sum(d * sigma(unit[j]) ** 0.5 / rank for rank, (d, j) in enumerate(others, 1)))
+            values.append(sum(d * densities[j] / rank for rank, (d, j) in enumerate(others, 1)))
     return float(np.mean(values))
 
 
