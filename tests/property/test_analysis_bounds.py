@@ -31,8 +31,8 @@ def test_free_bound_is_never_violated(case: tuple[np.ndarray, np.ndarray, float]
     base = float(np.log1p(alpha * row @ row))
     lost = base - (log_det(np.vstack([held, row]), alpha) - log_det(held, alpha))
     bound = float(free_bound(np.array([np.square(held @ row).sum()]), np.array([row @ row]), alpha)[0])
-    # The difference of two determinants is what is rounded here.
-    rounding = 1e-10 * (1.0 + base + abs(log_det(held, alpha)))
+    # A determinant is rounded in proportion to the condition of its matrix.
+    rounding = 1e-10 + 1e-14 * alpha * (np.square(held).sum() + row @ row)
     assert lost <= bound + rounding
     assert 0.0 <= bound <= base
 
