@@ -1,0 +1,285 @@
+"""How well one model's gradient geometry stands for another's, from two Gram matrices over the same rows.
+
+References:
+    SPICE, ICLR 2026, arXiv 2601.23155: a small proxy of the target's own family selects for the target.
+    Kornblith, Norouzi, Lee, Hinton: Similarity of neural network representations revisited, arXiv 1905.00414 (CKA).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from spice_select.analysis.comparison import Numbers
+from spice_select.analysis.geometry import (
+    Geometry,
+    alignment,
+    cosine_matrix,
+    gains_alone,
+    gains_given,
+    information_of,
+)
+from spice_select.analysis.ranks import pearson, spearman
+
+DRAWS = 20
+"""Random matchings of rows, and random subsets, that chance is measured by."""
+SPREADS = 3.0
+"""Standard deviations above chance from which a number is more than chance."""
+TRUSTED = 0.5
+"""Share of the way from the baseline to identity from which a number speaks for trust."""
+DISTRUSTED = 0.2
+"""The same, below which a number speaks against it."""
+
+Verdict = Literal["trust", "with care", "do not trust"]
+Statistic = Callable[[np.ndarray, np.ndarray], float | None]
+
+
+class AgainstChance(Numbers):
+    """A number beside what it would be for a proxy that knows nothing.
+
+    Attributes:
+        value: 1 for equal geometries; None where it is not defined, as where all rows are alike.
+        chance: Its mean by chance: rows of the two models matched at random, or rows picked at random.
+        spread: Its standard deviation by chance.
+        noise: Its value for a copy of the proxy whose weight matrices hold noise: what length and words of the rows
+            give any network of that shape. None where it was not measured.
+    """
+
+    value: float | None
+    chance: float | None
+    spread: float | None
+    noise: float | None = None
+
+    @property
+    def baseline(self) -> float | None:
+        """The larger of chance and noise."""
+        return self.chance if self.chance is None or self.noise is None else max(self.chance, self.noise)
+
+    @property
+    def skill(self) -> float | None:
+        """Share of the way from the baseline to 1; None where even 1 would be no more than chance."""
+        if self.value is None or self.chance is None or self.baseline is None or self.baseline > 1.0 - 1e-9:
+            return None
+        if self.chance + SPREADS * (self.spread or 0.0) >= 1.0:
+            return None
+        return (self.value - self.baseline) / (1.0 - self.baseline)
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether it lies more than three standard deviations above chance."""
+        if self.value is None or self.chance is None:
+            return False
+        return self.value > self.chance + SPREADS * (self.spread or 0.0)
+
+
+class Agreement(Numbers):
+    """How two models' gradients of the same rows agree.
+
+    Attributes:
+        rows: Rows compared.
+        proxy_picks: Rows that the proxy's gradients choose.
+        target_picks: Rows that the target's gradients choose.
+        inner_pearson: Pearson correlation of the inner products of different rows.
+        inner_spearman: Their Spearman correlation.
+        cosine_pearson: Pearson correlation of the cosines of different rows.
+        cosine_spearman: Their Spearman correlation.
+        cka: Centred kernel alignment of the Gram matrices.
+        norm_spearman: Spearman correlation of the gradient norms.
+        gain_spearman: Spearman correlation of the gains of single rows before anything is chosen, as scaled for
+            selection: without normalisation the order is that of the norms.
+        gain_given_spearman: Spearman correlation of the gains of the other rows once the proxy's picks are chosen.
+        jaccard: Rows that both choose over rows that either chooses.
+        information: Information that the proxy's picks hold under the target's gradients, over that of the target's
+            own picks.
+        verdict: Whether to let the proxy choose for the target.
+        reason: Why, in one sentence.
+    """
+
+    rows: int
+    proxy_picks: int
+    target_picks: int
+    inner_pearson: AgainstChance
+    inner_spearman: AgainstChance
+    cosine_pearson: AgainstChance
+    cosine_spearman: AgainstChance
+    cka: AgainstChance
+    norm_spearman: AgainstChance
+    gain_spearman: AgainstChance
+    gain_given_spearman: AgainstChance
+    jaccard: AgainstChance
+    information: AgainstChance
+    verdict: Verdict
+    reason: str
+
+    def describe(self) -> list[str]:
+        """A table for the terminal, the verdict last."""
+        lines = [f"{'':<42}{'value':>8}{'noise':>8}{'chance':>18}"]
+        for name, label in LABELS.items():
+            number: AgainstChance = getattr(self, name)
+            chance = "-" if number.chance is None else f"{number.chance:.3f} +- {number.spread or 0.0:.3f}"
+            lines.append(f"{label:<42}{_shown(number.value):>8}{_shown(number.noise):>8}{chance:>18}")
+        return [*lines, f"Verdict: {self.verdict}. {self.reason}"]
+
+
+LABELS = {
+    "inner_pearson": "Inner products, Pearson",
+    "inner_spearman": "Inner products, Spearman",
+    "cosine_pearson": "Cosines, Pearson",
+    "cosine_spearman": "Cosines, Spearman",
+    "cka": "Centred kernel alignment",
+    "norm_spearman": "Gradient norms, Spearman",
+    "gain_spearman": "Gains of single rows, Spearman",
+    "gain_given_spearman": "Gains beside the picks, Spearman",
+    "jaccard": "Picks in common, Jaccard",
+    "information": "Information of the proxy's picks",
+}
+
+
+def compare_gradients(proxy: Geometry, target: Geometry, noise: Geometry | None = None, *, seed: int = 0) -> Agreement:
+    """Compare two models' gradients of the same rows, and the selections made from them under the same settings.
+
+    Args:
+        proxy: The proxy's.
+        target: The target's.
+        noise: Those of a copy of the proxy whose weight matrices hold noise.
+        seed: Seed of the draws by which chance is measured.
+    """
+    assert proxy.gram.shape == target.gram.shape
+    found = _measured(proxy, target, seed)
+    if noise is not None:
+        beside = _measured(noise, target, seed)
+        found = {name: number.model_copy(update={"noise": beside[name].value}) for name, number in found.items()}
+    verdict, reason = judge(found["cosine_spearman"], found["information"], found["jaccard"])
+    return Agreement(
+        rows=len(proxy.gram),
+        proxy_picks=len(proxy.selection.indices),
+        target_picks=len(target.selection.indices),
+        verdict=verdict,
+        reason=reason,
+        **found,
+    )
+
+
+def judge(cosines: AgainstChance, information: AgainstChance, jaccard: AgainstChance) -> tuple[Verdict, str]:
+    """Whether a proxy may choose for a target, by how far it is from knowing nothing towards being the target.
+
+    ``do not trust``: by cosines or by information it is no more than chance (less than three standard deviations above
+    it), or less than a fifth of the way from the baseline to identity, the baseline being the better of chance and a
+    copy of the proxy made of noise. ``trust``: by both it is at least half of the way, and the rows that both models
+    choose are more than chance. ``with care``: what lies between. A number that could not tell identity from chance on
+    so few rows has no say.
+
+    Args:
+        cosines: Spearman correlation of the cosines between rows.
+        information: Share of information.
+        jaccard: Overlap of the picks.
+    """
+    named = {"the cosines between rows": cosines, "the information of its picks": information}
+    skills = {name: number.skill for name, number in named.items() if number.skill is not None}
+    if not skills:
+        return "with care", "So few rows tell nothing from chance; compare more of them, or a smaller budget."
+    worst = min(skills, key=skills.__getitem__)
+    for name in skills:
+        if not named[name].beyond_chance:
+            number = named[name]
+            return "do not trust", (
+                f"By {name} the proxy is no better than chance ({number.value:.2f}, by chance {number.chance:.2f})."
+            )
+    said = f"By {worst} the proxy is {max(skills[worst], 0.0):.0%} of the way from a network of noise to the target"
+    if skills[worst] < DISTRUSTED:
+        return "do not trust", f"{said}: what they share is in the rows, and not in what the models have learned."
+    if skills[worst] < TRUSTED:
+        return "with care", f"{said}: better than knowing nothing, and short of half."
+    if jaccard.skill is not None and not jaccard.beyond_chance:
+        return "with care", "The geometries agree, but the rows that both choose are no more than chance."
+    return "trust", f"{said}, and that is its weakest side."
+
+
+def _measured(proxy: Geometry, target: Geometry, seed: int) -> dict[str, AgainstChance]:
+    """Every number, by its name in :class:`Agreement`."""
+    n = len(proxy.gram)
+    generator = np.random.default_rng(seed)
+    matchings = [generator.permutation(n) for _ in range(DRAWS)]
+
+    def matched(statistic: Statistic, left: np.ndarray, right: np.ndarray) -> AgainstChance:
+        """A statistic of two matrices or columns, and the same with the rows of one matched at random."""
+        return _against(statistic(left, right), [statistic(left, right[np.ix_(*[m] * right.ndim)]) for m in matchings])
+
+    cosines = cosine_matrix(proxy.gram), cosine_matrix(target.gram)
+    given = np.asarray(proxy.selection.indices)
+    others = np.setdiff1d(np.arange(n), given)
+    gains = [gains_given(side, given)[others] for side in (proxy, target)]
+    shuffled = [generator.permutation(len(others)) for _ in range(DRAWS)]
+    return {
+        "inner_pearson": matched(_pairwise(pearson), proxy.gram, target.gram),
+        "inner_spearman": matched(_pairwise(spearman), proxy.gram, target.gram),
+        "cosine_pearson": matched(_pairwise(pearson), *cosines),
+        "cosine_spearman": matched(_pairwise(spearman), *cosines),
+        "cka": matched(alignment, proxy.gram, target.gram),
+        "norm_spearman": matched(spearman, np.diagonal(proxy.gram), np.diagonal(target.gram)),
+        "gain_spearman": matched(spearman, *(gains_alone(side) for side in (proxy, target))),
+        "gain_given_spearman": _against(spearman(*gains), [spearman(gains[0], gains[1][m]) for m in shuffled]),
+        "jaccard": overlap(given, np.asarray(target.selection.indices), n),
+        "information": _information_share(target, given, generator),
+    }
+
+
+def overlap(first: Int[np.ndarray, " a"], second: Int[np.ndarray, " b"], n: int) -> AgainstChance:
+    """Jaccard overlap of two sets of rows, beside that of two random sets as large, exactly.
+
+    Args:
+        first: Rows of the one.
+        second: Rows of the other.
+        n: Rows that there are.
+    """
+    common = len(np.intersect1d(first, second))
+    a, b = len(first), len(second)
+    possible = np.arange(max(0, a + b - n), min(a, b) + 1)
+    weights = np.array([_choices(a, j) + _choices(n - a, b - j) - _choices(n, b) for j in possible.tolist()])
+    chances = np.exp(weights)
+    values = possible / np.maximum(a + b - possible, 1)
+    mean = float(chances @ values)
+    return AgainstChance(
+        value=common / (a + b - common),
+        chance=mean,
+        spread=float(np.sqrt(max(0.0, chances @ (values - mean) ** 2))),
+    )
+
+
+def _choices(n: int, k: int) -> float:
+    """Logarithm of the number of ways to take k of n."""
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def _information_share(target: Geometry, picks: Int[np.ndarray, " k"], generator: np.random.Generator) -> AgainstChance:
+    own = information_of(target, np.asarray(target.selection.indices))
+    if own <= 0.0:
+        return AgainstChance(value=None, chance=None, spread=None)
+    subsets = [generator.choice(len(target.gram), len(picks), replace=False) for _ in range(DRAWS)]
+    by_chance = [information_of(target, subset) / own for subset in subsets]
+    return _against(information_of(target, picks) / own, by_chance)
+
+
+def _against(value: float | None, by_chance: Sequence[float | None]) -> AgainstChance:
+    known = [number for number in by_chance if number is not None]
+    if value is None or not known:
+        return AgainstChance(value=value, chance=None, spread=None)
+    return AgainstChance(value=value, chance=float(np.mean(known)), spread=float(np.std(known)))
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _pairwise(statistic: Statistic) -> Statistic:
+    """A statistic of the entries above the diagonal."""
+
+    def of_pairs(left: np.ndarray, right: np.ndarray) -> float | None:
+        upper = np.triu_indices(len(left), 1)
+        return statistic(left[upper], right[upper])
+
+    return of_pairs
