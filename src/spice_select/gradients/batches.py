@@ -142,7 +142,7 @@ class Measurer:
             batch = self._engine.batch([e.input_ids for e in examples], [e.labels_mask for e in examples])
             return _measured(batch, (len(examples), self._engine.dim))
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
         # Out of the handler, so that the traceback no longer keeps the tensors alive.
         gc.collect()
@@ -173,7 +173,8 @@ def _measured(batch: Batch, shape: tuple[int, int]) -> Measured:
     return Measured(rows, losses, squared_norms, norms, finite)
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the host or a device has run out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     # The CPU's allocator and other devices raise a plain RuntimeError.

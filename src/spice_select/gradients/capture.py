@@ -60,7 +60,7 @@ class GradientEngine:
         # Gradients of a mean loss are small enough to vanish in float16.
         self._scale = 1024.0 if proxy.dtype == torch.float16 else 1.0
         self._loss = TokenLoss(proxy.model, self._scale)
-        _choose_path(self._loss, proxy)
+        choose_path(self._loss, proxy)
         self._warn_of_unreached()
 
     @property
@@ -72,6 +72,11 @@ class GradientEngine:
     def loss_path(self) -> str:
         """How logits are reached: ``gathered``, ``masked`` or ``full``; the numbers are the same."""
         return self._loss.path
+
+    @property
+    def scale(self) -> float:
+        """Factor on all gradients that a sketch is handed by :meth:`fill`."""
+        return self._scale
 
     def new_sketch(self) -> Sketch:
         """A sketch like the engine's own, for gradients from elsewhere."""
@@ -105,6 +110,26 @@ class GradientEngine:
         rows = sketch.finish() / self._scale
         norms = sketch.squared_norms() / self._scale**2
         return GradientBatch(rows.numpy(), losses.numpy(), norms.numpy())
+
+    def fill(
+        self,
+        sketch: Sketch,
+        ids: Sequence[np.ndarray],
+        masks: Sequence[np.ndarray],
+        wanted: frozenset[int] | None = None,
+    ) -> Float64[np.ndarray, " b"]:
+        """Hand the gradients of some layers to a sketch in one forward and backward pass, times :attr:`scale`.
+
+        Args:
+            sketch: Takes the gradients, one layer after the other.
+            ids: Token ids of each example, ``[t]``.
+            masks: True where the token is a trained label, ``[t]``.
+            wanted: Positions of the layers; none: all.
+
+        Returns:
+            Losses in nats.
+        """
+        return self._pass(ids, masks, sketch, wanted).numpy()
 
     def losses(self, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Float64[np.ndarray, " b"]:
         """Losses alone, from a forward pass without gradients."""
@@ -215,7 +240,7 @@ class GradientEngine:
 
 
 @torch.no_grad()
-def _choose_path(loss: TokenLoss, proxy: Proxy) -> None:
+def choose_path(loss: TokenLoss, proxy: Proxy) -> None:
     """Take the cheapest way to the logits that gives the model's own loss, and refuse a model that sees ahead."""
     vocabulary = int(proxy.model.config.get_text_config().vocab_size)
     generator = np.random.default_rng(0)

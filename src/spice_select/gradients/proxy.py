@@ -66,6 +66,22 @@ class Proxy:
         name = getattr(causal, "name_or_path", "") or type(causal).__name__
         return cls(model, tokenizer, config, name=name)
 
+    def rescoped(self, config: GradientConfig, model: nn.Module | None = None) -> Proxy:
+        """The same proxy with another scope, and with adapters on where ``model`` is PEFT's wrapper of its model.
+
+        The hash of weights that come from files stays that of the files.
+
+        Raises:
+            ConfigError: ``gradients.layers`` is no regular expression.
+            ModelError: No layer is in scope.
+        """
+        with warnings.catch_warnings():
+            # Whoever loaded the proxy has been told of its coverage.
+            warnings.filterwarnings("ignore", message="The gradients cover")
+            return Proxy(
+                self.model if model is None else model, self.tokenizer, config, name=self.name, weights=self._weights
+            )
+
     @property
     def layers(self) -> tuple[Layer, ...]:
         """Weight matrices of the gradient, in the order of the model."""
