@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spice_select.analysis.activity import measure_activity
 from spice_select.analysis.certificate import Certificate, certify
 from spice_select.config import RunConfig, load_config
 from spice_select.cost import Cost, estimate
 from spice_select.errors import ConfigError, StoreMismatch
-from spice_select.files import Lock, make_folder
+from spice_select.files import Lock, make_folder, remove_tree
 from spice_select.gradients.capture import GradientEngine
 from spice_select.gradients.collect import collect as collect_gradients
+from spice_select.gradients.collect import start_again
 from spice_select.gradients.proxy import Proxy, load_proxy
 from spice_select.gradients.store import GradientStore
+from spice_select.online import run_pools
 from spice_select.paths import with_whole_paths
 from spice_select.pool import Pool, check_selection, excluded_rows, group_labels, read_pool, rows_in_hand
-from spice_select.reporter import Clock, Reporter, heard
-from spice_select.results import RunResult, StoreResult, deliver
+from spice_select.reporter import Clock, Reporter, Silent, heard
+from spice_select.results import Measured, RunResult, StoreResult, deliver
 from spice_select.run_folder import RunFolder
+from spice_select.schedule.ranks import Ranks, joined
+from spice_select.schedule.session import check_pools, load_base, warmed
+from spice_select.schedule.warmup import WarmUp, wanted, warm_record
 from spice_select.selection import Selection, select
 from spice_select.selection.budget import Budget
 
 
-def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> RunResult:
+def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> RunResult | None:
     """Rows in, a subset out: everything in order, into ``config.output.folder``.
+
+    Started by torchrun or accelerate, its processes share the work and pick what one process would; the first writes.
 
     Args:
         config: All settings.
         reporter: Hears the progress.
         overwrite: Start again in a folder that holds something of other settings.
+
+    Returns:
+        The result; None in all processes but the first.
 
     Raises:
         ConfigError: A setting that is missing or does not fit these rows.
@@ -39,25 +50,45 @@ def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> Ru
     """
     _require(config, output=True)
     _require_budget(config)
-    folder = RunFolder(config.output.folder)
-    folder.check(config, overwrite=overwrite, selection=True)
-    _warn_of_patterns(folder, reporter)
-    clock = Clock()
-    pool = read_pool(config, reporter, clock)
-    budget = check_selection(config, pool)
-    store = _measure(config, pool, folder, reporter, clock, overwrite=overwrite)
-    return _choose(config, pool, budget, store, folder, reporter, clock)
+    with joined() as ranks:
+        reporter = reporter if ranks.main else Silent()
+        folder = RunFolder(config.output.folder)
+        with ranks.together():
+            if ranks.main:
+                folder.check(config, overwrite=overwrite, selection=True)
+        _warn_of_patterns(folder, reporter)
+        clock = Clock()
+        with ranks.together():
+            if config.schedule.kind == "pools":
+                check_pools(config, reporter)
+            pool = read_pool(config, reporter, clock)
+            budget = check_selection(config, pool)
+        if config.schedule.kind == "pools":
+            return run_pools(config, pool, budget, folder, ranks, reporter, clock, overwrite=overwrite)
+        store, warm = _measure(config, pool, folder, ranks, reporter, clock, overwrite=overwrite)
+        result = None
+        with ranks.together():
+            if ranks.main:
+                result = _choose(config, pool, budget, store, folder, reporter, clock, warm)
+        return result
 
 
-def collect(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> StoreResult:
-    """Measure the gradient of every row and leave the store; arguments and errors as for :func:`run`."""
+def collect(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> StoreResult | None:
+    """Measure the gradient of every row and leave the store; arguments, result and errors as for :func:`run`."""
     _require(config, output=True)
-    folder = RunFolder(config.output.folder)
-    folder.check(config, overwrite=overwrite, selection=False)
-    clock = Clock()
-    pool = read_pool(config, reporter, clock)
-    store = _measure(config, pool, folder, reporter, clock, overwrite=overwrite)
-    return StoreResult.of(folder, store, clock.seconds)
+    if config.schedule.kind == "pools":
+        raise ConfigError("schedule.kind pools measures and selects in turn; use 'spice-select run', or kind fixed.")
+    with joined() as ranks:
+        reporter = reporter if ranks.main else Silent()
+        folder = RunFolder(config.output.folder)
+        with ranks.together():
+            if ranks.main:
+                folder.check(config, overwrite=overwrite, selection=False)
+        clock = Clock()
+        with ranks.together():
+            pool = read_pool(config, reporter, clock)
+        store, _ = _measure(config, pool, folder, ranks, reporter, clock, overwrite=overwrite)
+        return StoreResult.of(folder, store, clock.seconds) if ranks.main else None
 
 
 def select_from(
@@ -151,7 +182,7 @@ def _require_budget(config: RunConfig) -> None:
 
 
 def _require_same_gradients(earlier: RunConfig, later: RunConfig) -> None:
-    for section in ("data", "model", "gradients", "seed"):
+    for section in ("data", "model", "gradients", "schedule", "seed"):
         if getattr(earlier, section) != getattr(later, section):
             raise ConfigError(
                 f"A setting of '{section}' belongs to the gradients, which are there already; "
@@ -159,29 +190,60 @@ def _require_same_gradients(earlier: RunConfig, later: RunConfig) -> None:
             )
 
 
-def _load_engine(config: RunConfig, pool: Pool, reporter: Reporter) -> tuple[Proxy, GradientEngine]:
+def _load_engine(
+    config: RunConfig, pool: Pool, reporter: Reporter, ranks: Ranks | None = None
+) -> tuple[Proxy, GradientEngine]:
     reporter.stage("Proxy")
+    device = config.model.device if ranks is None else ranks.device(config.model.device)
     with heard(reporter):
-        proxy = load_proxy(config.model, config.gradients)
+        proxy = load_proxy(config.model.model_copy(update={"device": device}), config.gradients)
         engine = GradientEngine(proxy, config.gradients)
     reporter.note(proxy.summary())
     return proxy, engine
 
 
 def _measure(
-    config: RunConfig, pool: Pool, folder: RunFolder, reporter: Reporter, clock: Clock, *, overwrite: bool
-) -> GradientStore:
-    with clock.stage("model"):
-        proxy, engine = _load_engine(config, pool, reporter)
-    folder.claim(config, overwrite=overwrite)
+    config: RunConfig,
+    pool: Pool,
+    folder: RunFolder,
+    ranks: Ranks,
+    reporter: Reporter,
+    clock: Clock,
+    *,
+    overwrite: bool,
+) -> tuple[GradientStore, WarmUp | None]:
+    warms = wanted(config.schedule)
+    if warms:
+        proxy = load_base(config, ranks, reporter, clock)
+    else:
+        with clock.stage("model"), ranks.together():
+            proxy, engine = _load_engine(config, pool, reporter, ranks)
+    with ranks.together():
+        if ranks.main:
+            if overwrite and warms:
+                remove_tree(folder.schedule)
+            folder.claim(config, overwrite=overwrite)
+    warm = None
+    if warms:
+        usable = pool.encoded.usable & ~excluded_rows(config, pool)
+        with clock.stage("warm-up"):
+            proxy, warm = warmed(config, proxy, pool.encoded, usable, folder.schedule, ranks, reporter)
+        with ranks.together(), heard(reporter):
+            engine = GradientEngine(proxy, config.gradients)
     reporter.stage("Gradients")
-    identity: Mapping[str, Any] = {
+    identity: dict[str, Any] = {
         "weights": proxy.weights_hash,
         "tokenizer": proxy.tokenizer_hash,
         "coverage": round(proxy.coverage, 6),
         "encoding": dict(pool.encoded.identity),
     }
-    with clock.stage("gradients"), heard(reporter):
+    if warm is not None:
+        identity["warm_up"] = warm.digest
+    if overwrite:
+        with ranks.together():
+            if ranks.main:
+                start_again(pool.encoded, engine, folder.gradients, config.gradients, identity=identity)
+    with clock.stage("gradients"), ranks.together(), heard(reporter):
         result = collect_gradients(
             pool.encoded,
             engine,
@@ -190,11 +252,10 @@ def _measure(
             identity=identity,
             progress=reporter.advance,
             note=reporter.warn,
-            overwrite=overwrite,
         )
     for line in result.describe():
         reporter.note(line)
-    return result.store
+    return result.store, warm
 
 
 def _choose(
@@ -205,6 +266,7 @@ def _choose(
     folder: RunFolder,
     reporter: Reporter,
     clock: Clock,
+    warm: WarmUp | None = None,
 ) -> RunResult:
     reporter.stage("Selection")
     settings = config.selection
@@ -235,12 +297,35 @@ def _choose(
         changed = selection.changed_by_penalty if settings.conflict_weight else None
     with clock.stage("certificate"):
         certificate = _certify(config, pool, budget, store, selection)
+    with clock.stage("activity"):
+        activity = measure_activity(
+            store,
+            selection,
+            factors=selection.factors,
+            candidates=store.usable & ~excluded_rows(config, pool),
+            initial=rows_in_hand(config, pool) or (),
+            squared_norms=store.squared_norms,
+            seed=config.seed,
+        )
     reporter.stage("Results")
+    measured = Measured.of(store, config.gradients.sketch)
     make_folder(folder.path)
     with Lock.exclusive(folder.path / ".lock", str(folder.path)):
         # Not before there are picks: a selection that fails leaves the earlier one and its configuration alone.
         folder.claim(config, overwrite=True)
-        return deliver(config, pool, budget, store, selection, certificate, folder, clock, changed=changed)
+        return deliver(
+            config,
+            pool,
+            budget,
+            measured,
+            selection,
+            certificate,
+            folder,
+            clock,
+            changed=changed,
+            activity=activity,
+            schedule=None if warm is None else warm_record(warm),
+        )
 
 
 def _certify(

@@ -25,9 +25,25 @@ class Reporter(Protocol):
         """Something the user should act on or know."""
         ...
 
-    def advance(self, done: int, total: int, tokens: int, seconds: float) -> None:
-        """Examples done of all, with the tokens and seconds that those done in this process took."""
+    def advance(self, done: int, total: int, tokens: int, seconds: float, detail: str = "") -> None:
+        """Examples done of all, with the tokens and seconds that those done in this process took, and more in words."""
         ...
+
+
+class Silent:
+    """Says nothing: for the processes of a run that are not the first."""
+
+    def stage(self, name: str) -> None:
+        """Nothing."""
+
+    def note(self, line: str) -> None:
+        """Nothing."""
+
+    def warn(self, line: str) -> None:
+        """Nothing."""
+
+    def advance(self, done: int, total: int, tokens: int, seconds: float, detail: str = "") -> None:
+        """Nothing."""
 
 
 @dataclass

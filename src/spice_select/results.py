@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict
 
+from spice_select.analysis.activity import ConflictActivity
 from spice_select.analysis.certificate import Certificate
 from spice_select.analysis.record import (
     BudgetRecord,
     Fingerprints,
     ModelRecord,
     ObjectiveRecord,
+    ScheduleRecord,
     SelectionRecord,
     SourceRecord,
 )
 from spice_select.analysis.summary import Summary, summarise
 from spice_select.config import RunConfig
-from spice_select.data.schema import to_conversation
 from spice_select.export.card import CardFacts
 from spice_select.export.dataset import write_dataset
 from spice_select.gradients.store import GradientStore
+from spice_select.pages import write_page
 from spice_select.pool import Pool, excluded_rows, group_labels, rows_in_hand
-from spice_select.report.page import FIRST_PICKS, STOPS, write_report
+from spice_select.report.content import STOPS
 from spice_select.reporter import Clock
 from spice_select.run_folder import RunFolder
 from spice_select.selection import Selection
@@ -103,17 +106,63 @@ class StoreResult(BaseModel):
         ]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of every row, whether or not its gradient was kept.
+
+    Attributes:
+        lengths: Response tokens.
+        squared_norms: Squared gradient norm, before any normalisation.
+        usable: Rows with a gradient.
+        sketch: How the gradients were taken, in words.
+        examples: Digest of the rows as the model sees them.
+        fingerprint: Digest of what decides a gradient's numbers beside weights and rows.
+        sources: Hashes of weights and tokenizer, and the coverage, by name.
+        store: The gradients, where they were kept.
+    """
+
+    lengths: Int[np.ndarray, " n"]
+    squared_norms: Float[np.ndarray, " n"]
+    usable: Bool[np.ndarray, " n"]
+    sketch: str
+    examples: str
+    fingerprint: str | None
+    sources: Mapping[str, Any]
+    store: GradientStore | None = None
+
+    @classmethod
+    def of(cls, store: GradientStore, kind: str) -> Measured:
+        """What a store holds.
+
+        Args:
+            store: The gradients.
+            kind: Name of the sketch.
+        """
+        return cls(
+            lengths=store.lengths,
+            squared_norms=store.squared_norms,
+            usable=store.usable,
+            sketch=f"{kind}, D = {store.dim}",
+            examples=store.manifest.examples,
+            fingerprint=store.manifest.fingerprint,
+            sources=dict(store.manifest.sources),
+            store=store,
+        )
+
+
 def deliver(
     config: RunConfig,
     pool: Pool,
     budget: Budget,
-    store: GradientStore,
+    measured: Measured,
     selection: Selection,
     certificate: Certificate | None,
     folder: RunFolder,
     clock: Clock,
     *,
     changed: int | None,
+    activity: ConflictActivity | None = None,
+    schedule: ScheduleRecord | None = None,
 ) -> RunResult:
     """Write the subset with its card and trace, the page, and last the record: its presence means that all is whole.
 
@@ -121,17 +170,30 @@ def deliver(
         config: The settings of the run.
         pool: Its rows.
         budget: Its budget, resolved.
-        store: Its gradients.
+        measured: What was measured of them.
         selection: The picks.
         certificate: What they are proven to hold, for the exact form.
         folder: Where to.
         clock: Seconds by stage so far.
         changed: Picks that the penalty changed; None where there was no penalty.
+        activity: Conflict in pool and picks.
+        schedule: How the proxy was trained, where it was.
 
     Raises:
         OutputError, ResourceError: Something cannot be written.
     """
-    record = build_record(config, pool, budget, store, selection, certificate, clock.seconds, changed=changed)
+    record = build_record(
+        config,
+        pool,
+        budget,
+        measured,
+        selection,
+        certificate,
+        clock.seconds,
+        changed=changed,
+        activity=activity,
+        schedule=schedule,
+    )
     folder.remove_results()
     with clock.stage("write"):
         facts = CardFacts(
@@ -147,29 +209,10 @@ def deliver(
             folder.path, pool.rows, pool.schemas, selection, facts, special_tokens=pool.tokenizer.all_special_tokens
         )
     with clock.stage("report"):
-        write_report(
-            folder.report,
-            record,
-            selection,
-            lengths=store.lengths,
-            squared_norms=store.squared_norms,
-            sources=pool.source_labels,
-            usable=store.usable & ~excluded_rows(config, pool),
-            texts=_texts(pool, selection),
-            title=f"SPICE selection: {folder.path.absolute().name}",
-        )
+        write_page(folder, record, selection, config, pool, measured)
     record = record.model_copy(update={"timings": dict(clock.seconds), "notes": (*record.notes, *written.notes)})
     record.write(folder.record)
     return RunResult(folder, record)
-
-
-def _texts(pool: Pool, selection: Selection) -> Iterator[list[tuple[str, str]]]:
-    """Role and text of every message of the first picks, as the page shows them."""
-    for index in selection.indices[:FIRST_PICKS].tolist():
-        schema = pool.schemas[int(pool.rows.source_ids[index])]
-        conversation = to_conversation(pool.rows[index], schema)
-        assert conversation is not None, "only rows with a response have a gradient"
-        yield [(message.role, message.content) for message in conversation.messages]
 
 
 def _model_title(config: RunConfig) -> str:
@@ -199,18 +242,22 @@ def build_record(
     config: RunConfig,
     pool: Pool,
     budget: Budget,
-    store: GradientStore,
+    measured: Measured,
     selection: Selection,
     certificate: Certificate | None,
     timings: Mapping[str, float],
     *,
     changed: int | None,
+    activity: ConflictActivity | None = None,
+    schedule: ScheduleRecord | None = None,
 ) -> SelectionRecord:
     """All that is known of a finished selection, as ``selection.json`` holds it."""
     excluded, in_hand = excluded_rows(config, pool), rows_in_hand(config, pool)
-    summary = _summary(config, pool, store, selection, usable=store.usable & ~excluded, changed=changed)
+    summary = _summary(
+        config, pool, measured, selection, usable=measured.usable & ~excluded, changed=changed, activity=activity
+    )
     settings = config.selection
-    identity: dict[str, Any] = dict(store.manifest.sources)
+    identity = measured.sources
     return SelectionRecord(
         n=selection.n,
         usable=summary.pool,
@@ -243,7 +290,7 @@ def build_record(
         timings=dict(timings),
         seed=config.seed,
         preset=config.preset,
-        sketch=f"{config.gradients.sketch}, D = {store.dim}",
+        sketch=measured.sketch,
         versions=versions(),
         model=ModelRecord(
             name=config.model.name,
@@ -254,11 +301,11 @@ def build_record(
         ),
         fingerprints=Fingerprints(
             rows=pool.rows.fingerprint,
-            encoded=store.manifest.examples,
+            encoded=measured.examples,
             weights=identity.get("weights"),
             tokenizer=identity.get("tokenizer"),
             template=pool.encoded.identity.get("template"),
-            sketch=store.manifest.fingerprint,
+            sketch=measured.fingerprint,
         ),
         sources=tuple(
             SourceRecord(
@@ -272,21 +319,30 @@ def build_record(
             )
             for source, schema in zip(pool.rows.sources, pool.schemas, strict=True)
         ),
+        schedule=schedule,
         notes=pool.notes,
         warnings=tuple(dict.fromkeys([*summary.warnings, *selection.warnings])),
     )
 
 
 def _summary(
-    config: RunConfig, pool: Pool, store: GradientStore, selection: Selection, *, usable: Any, changed: int | None
+    config: RunConfig,
+    pool: Pool,
+    measured: Measured,
+    selection: Selection,
+    *,
+    usable: Bool[np.ndarray, " n"],
+    changed: int | None,
+    activity: ConflictActivity | None,
 ) -> Summary:
     return summarise(
         selection,
-        lengths=store.lengths,
-        squared_norms=store.squared_norms,
+        lengths=measured.lengths,
+        squared_norms=measured.squared_norms,
         sources=pool.source_labels,
         groups=None if config.selection.groups in (None, "source") else group_labels(config, pool),
         usable=usable,
         changed_by_penalty=changed,
         normalize=selection.normalize,
+        activity=activity,
     )

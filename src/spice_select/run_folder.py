@@ -16,6 +16,8 @@ _NO_IDENTITY = {
     ("output", "folder"),
     ("model", "device"),
     ("selection", "loop"),
+    ("schedule", "gram_bytes"),
+    ("schedule", "tracker"),
 }
 
 
@@ -38,6 +40,11 @@ class RunFolder:
     def gradients(self) -> Path:
         """The gradient store."""
         return self.path / "gradients"
+
+    @property
+    def schedule(self) -> Path:
+        """The trained proxy, and the log of a schedule of pools."""
+        return self.path / "schedule"
 
     @property
     def record(self) -> Path:

@@ -109,6 +109,78 @@ class ModelRecord(Entry):
     summary: tuple[str, ...] = ()
 
 
+class PoolRecord(Entry):
+    """One pool of a schedule.
+
+    Attributes:
+        pool: Its number, from 0.
+        step: Optimiser steps that the proxy had been trained for.
+        offered: Rows in it.
+        picks: Rows chosen from it.
+        loss: Mean loss of the offered rows before any further training, in nats.
+        information: Information of the picks within the pool, in nats.
+        opposing_picks: Share of the picks in conflict when they were picked.
+        opposing_pairs: Share of the pairs of offered rows whose gradients oppose each other.
+        changed_by_penalty: Picks that the penalty changed, on the same gradients.
+        certificate: Proven share of the best possible information of as many rows of this pool.
+        alpha: Fisher scale a.
+        stop_reason: Why it ended.
+    """
+
+    pool: int
+    step: int
+    offered: int
+    picks: int
+    loss: float | None
+    information: float
+    opposing_picks: float
+    opposing_pairs: float | None = None
+    changed_by_penalty: int | None = None
+    certificate: float | None = None
+    alpha: float | None = None
+    stop_reason: str
+
+
+class TrainingRecord(Entry):
+    """One training of the proxy.
+
+    Attributes:
+        after: Pools that were done; 0 for the warm-up.
+        examples: Rows that it was trained on.
+        steps: Optimiser steps.
+        loss: Mean loss over these steps, in nats.
+        learning_rate: Learning rate of the last step.
+    """
+
+    after: int
+    examples: int
+    steps: int
+    loss: float
+    learning_rate: float
+
+
+class ScheduleRecord(Entry):
+    """How the proxy was trained while rows were selected.
+
+    Attributes:
+        kind: ``fixed`` (one checkpoint, after a warm-up) or ``pools``.
+        gram: How the inner products of a pool were formed.
+        offered: Rows that were offered.
+        kept: Share of them that was picked.
+        steps: Optimiser steps in all.
+        trainings: The warm-up and every training after it.
+        pools: One line a pool.
+    """
+
+    kind: str
+    gram: str = ""
+    offered: int = 0
+    kept: float = 0.0
+    steps: int = 0
+    trainings: tuple[TrainingRecord, ...] = ()
+    pools: tuple[PoolRecord, ...] = ()
+
+
 class Fingerprints(Entry):
     """Hashes of everything that the picks depend on; None where there was no such thing."""
 
@@ -144,6 +216,7 @@ class SelectionRecord(Entry):
         model: The proxy.
         fingerprints: What the picks depend on.
         sources: Where the rows came from.
+        schedule: How the proxy was trained, where it was.
         notes: What was found while rows were read and encoded, in plain sentences.
         warnings: Everything the user should know before training on the picks, the summary's warnings included.
     """
@@ -168,6 +241,7 @@ class SelectionRecord(Entry):
     model: ModelRecord | None = None
     fingerprints: Fingerprints = Fingerprints()
     sources: tuple[SourceRecord, ...] = ()
+    schedule: ScheduleRecord | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -16,6 +16,7 @@ def collect(
     preset: o.Preset = None,
     seed: o.Seed = None,
     limit: o.Limit = None,
+    warmup_steps: o.WarmupSteps = None,
     dry_run: o.DryRun = False,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
@@ -35,9 +36,12 @@ def collect(
         data__limit=limit,
         model__name=model,
         output__folder=output,
+        **o.warmup(warmup_steps),
     )
     with ConsoleReporter(quiet=quiet or as_json) as reporter:
         if dry_run:
             show_cost(pipeline.dry_run(settings, reporter, selection=False), as_json=as_json)
             return
-        show_store(pipeline.collect(settings, reporter, overwrite=overwrite), as_json=as_json)
+        store = pipeline.collect(settings, reporter, overwrite=overwrite)
+        if store is not None:
+            show_store(store, as_json=as_json)

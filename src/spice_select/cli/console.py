@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 import time
 from types import TracebackType
@@ -26,6 +27,7 @@ class ConsoleReporter:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._last_line = 0.0
+        self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> ConsoleReporter:
         return self
@@ -38,6 +40,7 @@ class ConsoleReporter:
     def stage(self, name: str) -> None:
         """Announce what comes next."""
         self._stop()
+        self._first, self._last_line = None, 0.0
         if not self._quiet:
             self._console.print(f"[bold]{escape(name)}[/bold]")
 
@@ -50,11 +53,12 @@ class ConsoleReporter:
         """Something the user should act on or know; printed even when quiet."""
         self._console.print(f"  [yellow]warning:[/yellow] {escape(line)}")
 
-    def advance(self, done: int, total: int, tokens: int, seconds: float) -> None:
-        """Examples done of all, with the tokens and seconds that those done in this process took."""
+    def advance(self, done: int, total: int, tokens: int, seconds: float, detail: str = "") -> None:
+        """Examples done of all, with the tokens and seconds that those done in this process took, and more in words."""
         if self._quiet or total == 0:
             return
         rate = f"{tokens / seconds:,.0f} tokens/s" if seconds > 0 else ""
+        rate = "  ".join(part for part in (rate, detail) if part)
         if not self._console.is_terminal:
             self._plain(done, total, rate)
             return
@@ -75,10 +79,20 @@ class ConsoleReporter:
 
     def _plain(self, done: int, total: int, rate: str) -> None:
         now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
         if done < total and now - self._last_line < _PLAIN_INTERVAL_S:
             return
         self._last_line = now
-        print(f"  {done}/{total} examples {rate}".rstrip(), file=sys.stderr, flush=True)
+        print(f"  {done}/{total} examples {rate}{self._left(now, done, total)}".rstrip(), file=sys.stderr, flush=True)
+
+    def _left(self, now: float, done: int, total: int) -> str:
+        """Time left at the speed so far, once there is one."""
+        assert self._first is not None
+        began, at = self._first
+        if done in (at, total):
+            return ""
+        return f"  {datetime.timedelta(seconds=round((now - began) / (done - at) * (total - done)))} left"
 
     def _stop(self) -> None:
         if self._progress is not None:

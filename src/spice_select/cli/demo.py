@@ -45,4 +45,6 @@ def demo(
         folder.check(settings, overwrite=overwrite, selection=True)
         make_folder(folder.path)
         write_demo_rows(folder.demo_rows)
-        show_result(pipeline.run(settings, reporter, overwrite=overwrite), as_json=as_json)
+        result = pipeline.run(settings, reporter, overwrite=overwrite)
+        if result is not None:
+            show_result(result, as_json=as_json)

@@ -31,6 +31,17 @@ Set = Annotated[
 Preset = Annotated[str | None, typer.Option("--preset", help="paper | recommended.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="The one seed of the run.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Use only the first this many rows.")]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        help="fixed: one checkpoint, one selection. pools: some picks of each pool, and a proxy that learns from them.",
+    ),
+]
+WarmupSteps = Annotated[
+    str | None,
+    typer.Option("--warmup-steps", help="Train the proxy on random rows first: optimiser steps (50), or a share (5%)."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Measure a few batches and print the cost of the whole; write nothing.")
 ]
@@ -50,6 +61,24 @@ def refuse_both(resume: bool, overwrite: bool) -> None:
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite cannot go together; leave one of them out.")
+
+
+def warmup(value: str | None) -> dict[str, Any]:
+    """The settings that ``--warmup-steps`` stands for.
+
+    Raises:
+        ConfigError: Neither a number of steps nor a share.
+    """
+    if value is None:
+        return {}
+    text = value.strip()
+    try:
+        if text.endswith("%") or "." in text:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+            return {"schedule__warmup_share": share, "schedule__warmup_steps": 0}
+        return {"schedule__warmup_steps": int(text)}
+    except ValueError:
+        raise ConfigError(f"--warmup-steps cannot be '{value}'; give optimiser steps (50) or a share (5%).") from None
 
 
 def settings(

@@ -17,6 +17,8 @@ def run(
     preset: o.Preset = None,
     seed: o.Seed = None,
     limit: o.Limit = None,
+    schedule: o.Schedule = None,
+    warmup_steps: o.WarmupSteps = None,
     dry_run: o.DryRun = False,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
@@ -40,9 +42,13 @@ def run(
         model__name=model,
         selection__budget=budget,
         output__folder=output,
+        schedule__kind=schedule,
+        **o.warmup(warmup_steps),
     )
     with ConsoleReporter(quiet=quiet or as_json) as reporter:
         if dry_run:
             show_cost(pipeline.dry_run(settings, reporter), as_json=as_json)
             return
-        show_result(pipeline.run(settings, reporter, overwrite=overwrite), as_json=as_json)
+        result = pipeline.run(settings, reporter, overwrite=overwrite)
+        if result is not None:
+            show_result(result, as_json=as_json)

@@ -112,7 +112,29 @@ def collect(
     folder = Path(folder)
     if not encoded.usable.any():
         raise DataError("No example has a response to take a gradient of; see why under 'rows', and change the data.")
-    requested = build_manifest(
+    requested = _requested(encoded, engine, config, identity)
+    if not overwrite and (found := read_manifest(folder)) is not None:
+        found.require(requested, folder)
+    _require_space(folder, requested)
+    with joined(folder, requested, overwrite=overwrite) as manifest:
+        return _Collector(encoded, engine, folder, manifest, config, progress, note).run()
+
+
+def start_again(
+    encoded: Encoded, engine: Engine, folder: str | Path, config: GradientConfig, *, identity: Mapping[str, Any]
+) -> None:
+    """Throw away what is in a store and leave an empty one, that several processes may then collect into.
+
+    Raises:
+        OutputBusy: Another run is writing the store.
+        OutputError: The store cannot be written.
+    """
+    with joined(Path(folder), _requested(encoded, engine, config, identity), overwrite=True):
+        pass
+
+
+def _requested(encoded: Encoded, engine: Engine, config: GradientConfig, identity: Mapping[str, Any]) -> Manifest:
+    return build_manifest(
         rows=len(encoded),
         dim=engine.dim,
         shard_rows=config.shard_rows,
@@ -122,11 +144,6 @@ def collect(
         sources=identity,
         batch_tokens=config.batch_tokens,
     )
-    if not overwrite and (found := read_manifest(folder)) is not None:
-        found.require(requested, folder)
-    _require_space(folder, requested)
-    with joined(folder, requested, overwrite=overwrite) as manifest:
-        return _Collector(encoded, engine, folder, manifest, config, progress, note).run()
 
 
 @dataclass

@@ -1,0 +1,288 @@
+"""A run in pools, from the loaded proxy to the picks: puts the parts together, on one process or on several."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from spice_select.analysis.record import TrainingRecord
+from spice_select.config import RunConfig
+from spice_select.data.encoded import Encoded
+from spice_select.errors import ConfigError
+from spice_select.files import Lock, make_folder
+from spice_select.gradients.capture import GradientEngine
+from spice_select.gradients.proxy import Proxy, load_proxy
+from spice_select.reporter import Clock, Reporter, heard
+from spice_select.schedule.adapters import attach_adapters, trained_scope
+from spice_select.schedule.gram import LEAST_DIM
+from spice_select.schedule.log import PoolEntry, SelectionLog
+from spice_select.schedule.pools import Offer, PoolSchedule
+from spice_select.schedule.ranks import Ranks
+from spice_select.schedule.recall import Recall
+from spice_select.schedule.resume import Checkpoints
+from spice_select.schedule.tracking import Tracking, check_tracker
+from spice_select.schedule.trainer import ProxyTrainer
+from spice_select.schedule.walk import Walk
+from spice_select.schedule.warmup import WarmUp, wanted, warm_up
+
+# Settings that say how fast or how loudly the picks come about, and not which.
+_NO_IDENTITY = {"gram_bytes", "tracker"}
+
+
+@dataclass(frozen=True)
+class Walked:
+    """A finished walk.
+
+    Attributes:
+        entries: One line a pool.
+        trainings: The warm-up, and every training after it.
+        steps_at: Optimiser steps that had been taken when a pool was offered.
+        identity: SHA-256 of everything that decided the picks.
+        sources: Hashes of weights and tokenizer, and the coverage.
+    """
+
+    entries: Sequence[PoolEntry]
+    trainings: Sequence[TrainingRecord]
+    steps_at: Callable[[int], int]
+    identity: str
+    sources: dict[str, Any]
+
+
+def check_pools(config: RunConfig, reporter: Reporter) -> None:
+    """Refuse what pools cannot do, and say which settings they do not use.
+
+    Raises:
+        ConfigError: A setting that does not go with pools.
+    """
+    selection, gradients = config.selection, config.gradients
+    if selection.fisher != "exact":
+        raise ConfigError(
+            f"selection.fisher '{selection.fisher}' needs gradients by coordinate, and pools have inner products; "
+            "use exact, or schedule.kind fixed."
+        )
+    if selection.initial is not None:
+        raise ConfigError(
+            "selection.initial cannot go with schedule.kind pools, whose pools start empty; exclude those rows with "
+            "selection.exclude, or use schedule.kind fixed."
+        )
+    if isinstance(selection.quotas, dict) and any(
+        isinstance(limit, int) for limits in selection.quotas.values() for limit in limits.values()
+    ):
+        raise ConfigError(
+            "selection.quotas in rows cannot be kept pool by pool; give shares of the budget (0.25), or proportional."
+        )
+    if gradients.lora is not None:
+        reporter.warn("gradients.lora is not used by pools, whose adapters are those of schedule.lora.")
+    if selection.loop not in ("auto", "kernel"):
+        reporter.warn(f"selection.loop '{selection.loop}' is not used by pools, which work on inner products.")
+    if config.schedule.tracker is not None:
+        check_tracker(config.schedule.tracker)
+
+
+def load_base(config: RunConfig, ranks: Ranks, reporter: Reporter, clock: Clock) -> Proxy:
+    """The proxy as it comes, on this process's device: without adapters of its own, whatever will be measured.
+
+    Raises:
+        ConfigError, ModelError: A device that is not there, or a model that cannot be used.
+    """
+    reporter.stage("Proxy")
+    with clock.stage("model"), ranks.together(), heard(reporter):
+        model = config.model.model_copy(update={"device": ranks.device(config.model.device)})
+        proxy = load_proxy(model, config.gradients.model_copy(update={"lora": None}))
+    reporter.note(proxy.summary())
+    return proxy
+
+
+def warmed(
+    config: RunConfig,
+    base: Proxy,
+    encoded: Encoded,
+    usable: Bool[np.ndarray, " rows"],
+    folder: Path,
+    ranks: Ranks,
+    reporter: Reporter,
+) -> tuple[Proxy, WarmUp]:
+    """The proxy after a warm-up, with the scope that ``gradients`` names; adapters are merged unless it names them.
+
+    Args:
+        config: The settings of the run.
+        base: The proxy as it comes; its model is trained in place.
+        encoded: Token ids of all rows.
+        usable: Rows that may be drawn for the warm-up.
+        folder: Keeps the checkpoint.
+        ranks: The processes of the run; all call this.
+        reporter: Hears what is done.
+
+    Raises:
+        ConfigError, ModelError: A setting or proxy that cannot be used, or a proxy that diverged.
+    """
+    with ranks.together():
+        proxy = attach_adapters(base, config.schedule, config.seed, config.gradients.layers)
+    warm = warm_up(config, encoded, usable, proxy, folder / "warm-up", ranks, reporter)
+    model = proxy.model
+    if config.schedule.scope == "lora" and config.gradients.lora is None:
+        model = model.merge_and_unload()
+    return proxy.rescoped(config.gradients, model), warm
+
+
+def walk_pools(
+    config: RunConfig,
+    base: Proxy,
+    offer: Offer,
+    folder: Path,
+    ranks: Ranks,
+    reporter: Reporter,
+    clock: Clock,
+) -> Walked:
+    """Walk the rows in pools, taking up what an earlier run of the same settings has left.
+
+    Args:
+        config: The settings of the run.
+        base: The proxy as it comes; its model is trained in place.
+        offer: The rows.
+        folder: Keeps log and checkpoints.
+        ranks: The processes of the run; all call this.
+        reporter: Hears the progress.
+        clock: Seconds by stage.
+
+    Raises:
+        ConfigError, ModelError: A setting or proxy that cannot be used, or a proxy that diverged.
+        StoreMismatch, StoreCorrupt: A log of another run, or one that was damaged.
+        OutputBusy: Another run is at this folder.
+    """
+    lock = None
+    with ranks.together():
+        if ranks.main:
+            make_folder(folder)
+            lock = Lock.exclusive(folder / ".lock", str(folder))
+    try:
+        return _walk(config, base, offer, folder, ranks, reporter, clock)
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _walk(
+    config: RunConfig, base: Proxy, offer: Offer, folder: Path, ranks: Ranks, reporter: Reporter, clock: Clock
+) -> Walked:
+    schedule = config.schedule
+    with ranks.together(), heard(reporter):
+        identity = _identity(config, offer, base)
+        proxy = attach_adapters(base, schedule, config.seed, config.gradients.layers)
+    if schedule.scope == "lora":
+        count = sum(layer.size for layer in proxy.layers)
+        reporter.note(f"Adapters of rank {schedule.lora.r} on them are trained: {count:,} weights.")
+    warm: WarmUp | None = None
+    if wanted(schedule):
+        with clock.stage("warm-up"):
+            warm = warm_up(config, offer.encoded, offer.rows, proxy, folder / "warm-up", ranks, reporter)
+    with ranks.together(), heard(reporter):
+        scope = trained_scope(config.gradients, schedule)
+        if schedule.memory == "sketch":
+            scope = scope.model_copy(update={"sketch": "fold", "dim": max(LEAST_DIM, scope.dim)})
+        engine = GradientEngine(proxy, scope)
+    log = _shared_log(folder / "log.jsonl", identity, ranks)
+    picked = sum(len(entry.picks) for entry in log.entries)
+    recall = None
+    if schedule.memory == "sketch":
+        recall = Recall(folder / "memory.f32", schedule.memory_rows, engine.dim, picked, ranks)
+    walk = Walk.plan(offer.rows, schedule.pool_size, config.seed)
+    steps = walk.steps(lambda number: _expected(config, offer, walk, number), schedule.interval, schedule.batch_size)
+    trainer = ProxyTrainer(proxy, schedule, config.seed, steps, config.gradients.batch_tokens)
+    tracking = Tracking.start(schedule.tracker if ranks.main else None, folder / "tracker", _flat(config))
+    reporter.stage("Pools")
+    reporter.note(_plan(config, offer, walk, steps))
+    runner = PoolSchedule(
+        config,
+        offer,
+        walk,
+        engine,
+        trainer,
+        Checkpoints(folder / "proxy", identity, ranks),
+        log,
+        ranks,
+        reporter,
+        recall,
+        tracking,
+    )
+    try:
+        runner.run()
+    finally:
+        tracking.close()
+        for stage, seconds in runner.clocked.seconds.items():
+            clock.seconds[stage] = clock.seconds.get(stage, 0.0) + seconds
+    warmed = [] if warm is None else [warm.training]
+    return Walked(
+        entries=log.entries,
+        trainings=[*warmed, *runner.trainings],
+        steps_at=lambda pools: sum(training.steps for training in warmed) + runner.steps_at(pools),
+        identity=identity,
+        sources={
+            "weights": base.weights_hash,
+            "tokenizer": base.tokenizer_hash,
+            "coverage": round(base.coverage, 6),
+        },
+    )
+
+
+def _shared_log(path: Path, identity: str, ranks: Ranks) -> SelectionLog:
+    """The log, which the first process keeps; the others hold a copy in memory."""
+    with ranks.together():
+        log = SelectionLog(path if ranks.main else None, identity)
+    entries = ranks.broadcast([entry.model_dump(mode="json") for entry in log.entries] if ranks.main else None)
+    if not ranks.main:
+        log.entries.extend(PoolEntry.model_validate(entry) for entry in entries)
+    return log
+
+
+def _identity(config: RunConfig, offer: Offer, base: Proxy) -> str:
+    content = {
+        "examples": offer.encoded.digest,
+        "offered": hashlib.sha256(np.packbits(offer.rows).tobytes()).hexdigest(),
+        "labels": None if offer.labels is None else hashlib.sha256("\0".join(offer.labels).encode()).hexdigest(),
+        "weights": base.weights_hash,
+        "dtype": str(base.dtype),
+        "seed": config.seed,
+        "schedule": config.schedule.model_dump(mode="json", exclude=_NO_IDENTITY),
+        "selection": config.selection.model_dump(mode="json", exclude={"loop", "exclude", "initial"}),
+        "gradients": config.gradients.model_dump(mode="json", include={"layers", "loss", "seed", "dim"}),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _expected(config: RunConfig, offer: Offer, walk: Walk, number: int) -> int:
+    """Picks that a pool will give at most; a guess where the budget counts tokens."""
+    if config.selection.budget is None:
+        return len(walk.pool(number))
+    if offer.budget.tokens is None:
+        return walk.fair(offer.budget.rows, number)
+    mean = float(offer.encoded.response_tokens[walk.order].mean())
+    return min(len(walk.pool(number)), round(walk.fair(offer.budget.tokens, number) / mean))
+
+
+def _plan(config: RunConfig, offer: Offer, walk: Walk, steps: int) -> str:
+    schedule = config.schedule
+    line = f"{len(walk.order):,} rows in {len(walk):,} pools of {walk.pool_size}"
+    if config.selection.budget is not None:
+        picks = walk.fair(offer.budget.rows, 0) if offer.budget.tokens is None else None
+        line += f", about {picks} picks each" if picks is not None else f", {offer.budget.tokens:,} tokens in all"
+    if steps:
+        line += f"; the proxy is trained every {schedule.interval} pools, {steps} optimiser steps in all"
+    else:
+        line += f"; too few for the proxy to be trained, as schedule.interval is {schedule.interval}"
+    return line + "."
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    return {
+        f"{section}.{key}": value
+        for section in ("selection", "schedule")
+        for key, value in getattr(config, section).model_dump(mode="json").items()
+    }
