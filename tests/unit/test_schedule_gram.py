@@ -21,7 +21,7 @@ FULL = schedule(scope="full")
 
 def _autograd_gram(proxy: Proxy, ids: list[np.ndarray], masks: list[np.ndarray]) -> np.ndarray:
     """From plain backward passes in float64, of the layers in the proxy's scope."""
-    weights = [module.weight for module, _ in proxy.scope.modules]
+    weights: list[Any] = [module.weight for module, _ in proxy.scope.modules]
     model: Any = proxy.model.double()
     rows = []
     for row, mask in zip(ids, masks, strict=True):
