@@ -35,6 +35,7 @@ from spice_select.selection.options import (
     scale_warning,
     token_lengths,
 )
+from spice_select.selection.outlook import outlook_of
 from spice_select.selection.quotas import Groups, Limits, Quotas, resolve_groups
 from spice_select.selection.result import Selection
 from spice_select.selection.rows import Pool, Rows
@@ -213,6 +214,8 @@ def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
         plain = replace(options, conflict_weight=0.0, reference="selected", hinge=0.0)
         without = partial(_select, source, plain, from_gram=from_gram)
     gains = np.array(trace.gains)
+    # Rows in hand that were given as gradients are not there to be read again.
+    told = options.fisher == "exact" and isinstance(pool, Pool) and len(pool) == n
     bases = _bases(trace, options.fisher, alpha, pool)
     return Selection(
         indices=np.array(trace.indices, dtype=np.int64),
@@ -236,6 +239,7 @@ def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
         first_gain_outlier=outlier,
         warnings=tuple(warnings),
         factors=pool.factors,
+        outlook=outlook_of(engine.ending(), alpha, pool.squared_norms, in_hand, trace.indices, gains) if told else None,
         without_penalty=without,
     )
 

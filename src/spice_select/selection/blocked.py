@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from spice_select.selection.conflict import Conflict, Score
 from spice_select.selection.fisher import LogDet
 from spice_select.selection.greedy import Choice, lowest_best, slack
+from spice_select.selection.outlook import Ending
 from spice_select.selection.rows import Pool
 
 ACTIVE_BYTES = 64 << 20
@@ -79,6 +80,7 @@ class BlockedLazy:
         self._least_chunk = min(CHUNKS[0], chunk)
         self._wants_dots = bool(score.weight) and conflict.fixed is None
         self._picks = 0
+        self._work = 0.0
         self._outside = np.inf
         self._set_active(np.zeros(0, np.int64), np.zeros((0, pool.dim)), np.zeros(0))
 
@@ -123,6 +125,13 @@ class BlockedLazy:
         inside = at < len(self._ids)
         inside[inside] = self._ids[at[inside]] == indices[inside]
         self._offset[at[inside]] = -np.inf
+
+    def ending(self) -> Ending:
+        """The last potential of every row, and the information without what only a running engine needs."""
+        self._flush()
+        self._potentials[self._ids] = self._active_potentials
+        self._information.forget()
+        return Ending(self._potentials, self._information, self._work)
 
     def _best_active(self) -> Choice | None:
         gains = self._information.gains(self._active_potentials)
@@ -244,6 +253,7 @@ class BlockedLazy:
             made = slice(self._made, self._made + len(chosen))
             rows = self._rows[chosen]
             self._images[made] = self._information.times(rows)
+            self._work += float(len(chosen)) * self._pool.dim * (self._pool.dim + len(self._ids))
             np.matmul(self._images[made], self._rows.T, out=self._inner[made])
             if self._wants_dots:
                 np.matmul(rows, self._rows.T, out=self._plain[made])
@@ -286,6 +296,7 @@ class BlockedLazy:
         old = ages > limit
         if old.any():
             potentials[old] = information.potentials(rows[old])
+            self._work += float(old.sum()) * information.dim**2
         low = 0
         while low < limit:
             high = min(max(16, 2 * low), limit)
@@ -293,6 +304,7 @@ class BlockedLazy:
             if len(group):
                 since = step - int(ages[group].max())
                 onto = rows[group] @ information.vectors(since).T
+                self._work += float(onto.size) * information.dim
                 onto[np.arange(since, step) < self._seen[ids[group], None]] = 0.0
                 potentials[group] = np.maximum(potentials[group] - np.einsum("ij,ij->i", onto, onto), 0.0)
             low = high

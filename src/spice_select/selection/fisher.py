@@ -142,6 +142,13 @@ class LogDet:
         elif self.dim <= self._largest and 2 * self.size >= self.dim:
             self.matrix = Symmetric(self.vectors(0))
 
+    def forget(self) -> None:
+        """Let go of update vectors that the matrix makes unneeded, and of room for more."""
+        if self.matrix is None:
+            self._vectors = self.vectors(0).copy()
+        else:
+            self._vectors, self._first = np.empty((1, self.dim)), self.size
+
     def definition(self, selected: Float[np.ndarray, "t d"], row: Float[np.ndarray, " d"]) -> float:
         """F(S + x) - F(S), each by one determinant."""
         return log_det(np.vstack([selected, row]), self.alpha) - log_det(selected, self.alpha)

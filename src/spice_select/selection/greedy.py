@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from spice_select.selection.conflict import Conflict, Score
 from spice_select.selection.fisher import Information
+from spice_select.selection.outlook import Ending
 from spice_select.selection.quotas import Limits
 from spice_select.selection.result import StopReason
 from spice_select.selection.rows import Pool
@@ -44,6 +45,10 @@ class Engine(Protocol):
 
     def close(self, indices: Int[np.ndarray, " m"]) -> None:
         """Take rows out of the candidates for good."""
+        ...
+
+    def ending(self) -> Ending | None:
+        """What is known of every row when the run is over; None where nothing is."""
         ...
 
 
@@ -107,6 +112,9 @@ class Brute:
         self._eligible = eligible.copy()
         self._selected = np.zeros((0, pool.dim))
 
+    def ending(self) -> None:
+        """Nothing: every gain is made afresh."""
+
     def best(self) -> Choice | None:
         """The best eligible row."""
         candidates = np.flatnonzero(self._eligible)
@@ -146,6 +154,7 @@ class Dense:
         self._norms = np.sqrt(pool.squared_norms)
         self._dots = np.zeros(len(pool))
         self._potentials = np.concatenate([information.potentials(block) for _, block in pool.blocks()])
+        self._work = 0.0
 
     def best(self) -> Choice | None:
         """The best eligible row."""
@@ -163,6 +172,7 @@ class Dense:
         row = self._pool.row(index)
         self._information.add(row)
         self._conflict.add(row)
+        self._work += float(len(self._pool)) * self._pool.dim
         for start, block in self._pool.blocks():
             part = slice(start, start + len(block))
             self._potentials[part] = self._information.updated(block, self._potentials[part])
@@ -172,3 +182,7 @@ class Dense:
     def close(self, indices: Int[np.ndarray, " m"]) -> None:
         """Take rows out of the candidates."""
         self._eligible[indices] = False
+
+    def ending(self) -> Ending:
+        """Potentials of the end for every row, but for a last pick that was not added."""
+        return Ending(self._potentials, None, self._work)

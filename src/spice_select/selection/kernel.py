@@ -19,6 +19,7 @@ from spice_select.errors import ConfigError, DataError
 from spice_select.selection.conflict import Conflict, Score
 from spice_select.selection.greedy import Choice, lowest_best
 from spice_select.selection.options import plain_array
+from spice_select.selection.outlook import Ending
 
 Column = Callable[[int], np.ndarray]
 
@@ -150,6 +151,7 @@ class Kernel:
         # Row t of the factor is step t: the product with one column of it then reads whole rows.
         self._factor = np.empty((max(1, min(capacity, len(squared_norms))), len(squared_norms)))
         self._size = 0
+        self._work = 0.0
 
     def best(self) -> Choice | None:
         """The best eligible row."""
@@ -170,6 +172,7 @@ class Kernel:
             self._factor = grown
         factor = self._factor[: self._size]
         inner = self._column(index)
+        self._work += float(self._size * len(inner))
         beyond = inner if self._known is None else inner - self._known[:, index] @ self._known
         across = beyond - factor[:, index] @ factor
         row = across * np.sqrt(self._alpha / (1.0 + self._alpha * self._potentials[index]))
@@ -183,3 +186,7 @@ class Kernel:
     def close(self, indices: Int[np.ndarray, " m"]) -> None:
         """Take rows out of the candidates."""
         self._eligible[indices] = False
+
+    def ending(self) -> Ending:
+        """Potentials of the end for every row, but for a last pick that was not added."""
+        return Ending(self._potentials, None, self._work)

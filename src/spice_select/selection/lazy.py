@@ -79,6 +79,9 @@ class Lazy:
         """Take rows out of the candidates."""
         self._bounds[indices] = -np.inf
 
+    def ending(self) -> None:
+        """Nothing: these bounds are of scores, and of objectives that nothing is proven for."""
+
     def _refresh(self, indices: np.ndarray) -> np.ndarray:
         rows = self._pool.take(indices)
         gains = self._information.gains(self._information.potentials(rows))

@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from spice_select.selection.outlook import Outlook
+
 StopReason = Literal["budget", "stop_ratio", "tokens", "exhausted"]
 
 
@@ -39,6 +41,8 @@ class Selection:
         first_gain_outlier: The first gain is more than twice the median of the next ten, so a stop ratio bites early.
         warnings: Sentences for the user.
         factors: What normalisation multiplied each row by, shape [n]; None where it was nothing.
+        outlook: What is known at the end of the rows that were not chosen, for the exact form; None for a loop or a
+            form that knows nothing, and where only inner products were given.
         without_penalty: Runs the same selection with conflict weight 0; None where that is what ran.
     """
 
@@ -63,6 +67,7 @@ class Selection:
     first_gain_outlier: bool = False
     warnings: tuple[str, ...] = ()
     factors: Float[np.ndarray, " n"] | None = field(default=None, repr=False)
+    outlook: Outlook | None = field(default=None, repr=False)
     without_penalty: Callable[[], Selection] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
