@@ -20,6 +20,7 @@ from tests import schedule_ranks
 from tests.support import ROOT
 
 WORLDS = [2, 3]
+ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 @dataclass
@@ -40,23 +41,28 @@ def alone() -> dict[str, np.ndarray]:
         torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=WORLDS)
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    world = request.param
-    folder = tmp_path_factory.mktemp(f"ranks{world}")
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("ranks")
     done = subprocess.run(
-        [*command, "-m", "tests.schedule_ranks", str(folder)],
+        [sys.executable, "-m", "tests.schedule_ranks", str(made), *map(str, WORLDS)],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, **ALONE},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    arrays = [dict(np.load(folder / f"{rank}.npz")) for rank in range(world)]
-    return Found(arrays, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)])
+    return made
+
+
+@pytest.fixture(scope="module", params=WORLDS)
+def found(request: pytest.FixtureRequest, folder: Path) -> Found:
+    places = [folder / str(request.param) / str(rank) for rank in range(request.param)]
+    return Found(
+        [dict(np.load(place.with_suffix(".npz"))) for place in places],
+        [json.loads(place.with_suffix(".json").read_text()) for place in places],
+    )
 
 
 def test_gradients_are_the_same_bits_on_every_number_of_processes(found: Found, alone: dict[str, np.ndarray]) -> None:
@@ -112,31 +118,31 @@ def test_what_travels_arrives(found: Found) -> None:
         assert told["gathered"] == (expected if rank == world - 1 else None)
 
 
-def test_a_process_that_dies_takes_the_others_with_it(tmp_path: Path) -> None:
-    code = (
-        "import os, sys\n"
+def test_torchrun_starts_processes_and_one_that_dies_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(
+        "import os, pathlib\n"
         "from spice_select.errors import ResourceError\n"
         "from spice_select.schedule.ranks import Ranks\n"
         "ranks = Ranks.from_environment()\n"
+        "folder = pathlib.Path(__file__).parent\n"
+        "(folder / f'{ranks.rank}.world').write_text(str(ranks.all_gather(ranks.local)))\n"
         "ranks.barrier()\n"
         "if ranks.rank == 1:\n"
         "    os._exit(7)\n"
         "try:\n"
         "    ranks.barrier()\n"
         "except ResourceError as error:\n"
-        "    open(sys.argv[1], 'w').write(str(error))\n"
+        "    (folder / 'said').write_text(str(error))\n"
     )
-    port = str(20_000 + os.getpid() % 20_000)
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "said")],
-            cwd=ROOT,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 7]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", tmp_path / "job.py"],
+        env={**os.environ, **ALONE},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode != 0 and "exitcode  : 7" in done.stderr
+    assert [(tmp_path / f"{rank}.world").read_text() for rank in range(2)] == ["[0, 1]", "[0, 1]"]
     assert "Another process of this run has ended" in (tmp_path / "said").read_text()
 
 
