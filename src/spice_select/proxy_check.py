@@ -24,6 +24,7 @@ from spice_select.proxy_gradients import Measured, MeasuredModel, measure_model
 from spice_select.reporter import Reporter
 from spice_select.selection import Selection, select_gram
 from spice_select.selection.budget import resolve_budget
+from spice_select.selection.options import Options
 
 SAMPLE = 128
 """Rows compared unless told otherwise."""
@@ -78,8 +79,8 @@ def check_proxy(
 ) -> ProxyCheck:
     """Measure how well a proxy's gradients stand for a target's on a seeded sample of the rows.
 
-    One model is in memory at a time. The proxy is measured twice: as it is, and with noise for weight matrices, which
-    shows what any network of its shape would get from the rows alone.
+    One model is in memory at a time. The proxy is measured twice: as it is, and with the weights of a network before
+    training, which shows what any network of its shape gets from the rows alone.
 
     Args:
         config: Rows, proxy (``model.name``), gradients and selection; its dtype and device hold for both models.
@@ -94,6 +95,7 @@ def check_proxy(
         ModelError: A model that cannot be read or used.
     """
     _require(config, target, sample)
+    Options(**_selection_settings(config)).check()
     notes = _left_out(config)
     models = (config.model, config.model.model_copy(update={"name": target, "revision": None, "adapter": None}))
     numbers, examples = _sample(config, models, sample, reporter)
@@ -103,7 +105,7 @@ def check_proxy(
         )
     resolve_budget(budget, len(numbers), len(numbers), stops=config.selection.stop_ratio is not None)
     reporter.stage("Proxy")
-    first, noise = measure_model(models[0], config.gradients, examples[0], reporter, noise_seed=config.seed)
+    first, blank = measure_model(models[0], config.gradients, examples[0], reporter, untrained_seed=config.seed)
     reporter.stage("Target")
     second, _ = measure_model(models[1], config.gradients, examples[1], reporter)
     finite = np.isfinite(np.diagonal(first.gram)) & np.isfinite(np.diagonal(second.gram))
@@ -119,7 +121,7 @@ def check_proxy(
         gram = measured.gram[np.ix_(finite, finite)]
         return Geometry(gram, _choose(gram, config, budget, measured.tokens[finite]))
 
-    usual = noise is not None and bool(np.isfinite(noise.gram[np.ix_(finite, finite)]).all())
+    usable = blank is not None and bool(np.isfinite(blank.gram[np.ix_(finite, finite)]).all())
     return ProxyCheck(
         proxy=first.model,
         target=second.model,
@@ -128,7 +130,7 @@ def check_proxy(
         budget=budget,
         settings=_selection_settings(config),
         agreement=compare_gradients(
-            side(first), side(second), side(noise) if noise is not None and usual else None, seed=config.seed
+            side(first), side(second), side(blank) if blank is not None and usable else None, seed=config.seed
         ),
         notes=tuple(notes),
     )

@@ -24,6 +24,7 @@ LEAST_DIM = 8192
 """Sketch dimension where exact inner products would take too long."""
 GRAM_BYTES = 2 << 30
 """Memory for the gradients of some layers of every row."""
+_SPREAD = 0.02
 MOST_PASSES = 6
 """Passes over the rows that exact inner products may take."""
 
@@ -73,16 +74,16 @@ def measure_model(
     examples: Sequence[Example],
     reporter: Reporter,
     *,
-    noise_seed: int | None = None,
+    untrained_seed: int | None = None,
 ) -> tuple[Measured, Measured | None]:
-    """Load a model, measure it, with a seed also once more with noise for weights, and let it go.
+    """Load a model, measure it, with a seed once more with untrained weights, and let it go.
 
     Args:
         model: The model; the scope of its gradients must be found on it.
         gradients: Scope and loss; a sketch is taken only where exact inner products would take too long.
         examples: The rows.
         reporter: Hears the progress.
-        noise_seed: Seed of the noise; none: no second measurement.
+        untrained_seed: Seed of the untrained weights; none: no second measurement.
 
     Raises:
         ModelError: The model cannot be read or used.
@@ -95,17 +96,17 @@ def measure_model(
     reporter.note(proxy.summary())
     measured = _geometry(proxy, engine, examples, reporter)
     reporter.note(f"{measured.model.method}; mean loss {measured.model.loss:.2f} nats a token")
-    noise = None
-    if noise_seed is not None:
-        reporter.note("Once more with noise for weight matrices, for scale.")
-        scramble(proxy, noise_seed)
-        noise = _geometry(proxy, engine, examples, reporter)
+    untrained = None
+    if untrained_seed is not None:
+        reporter.note("Once more with the weights of a network before training, for scale.")
+        forget(proxy, untrained_seed)
+        untrained = _geometry(proxy, engine, examples, reporter)
     del proxy, engine
     # Hooks and modules refer to each other; two models need not be in memory together.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return measured, noise
+    return measured, untrained
 
 
 def _geometry(proxy: Proxy, engine: GradientEngine, examples: Sequence[Example], reporter: Reporter) -> Measured:
@@ -149,12 +150,12 @@ def _geometry(proxy: Proxy, engine: GradientEngine, examples: Sequence[Example],
 
 
 @torch.no_grad()
-def scramble(proxy: Proxy, seed: int) -> None:
-    """Put noise of the same mean and spread in the place of every weight matrix; biases and norms stay."""
+def forget(proxy: Proxy, seed: int) -> None:
+    """Give a model weights as before training: matrices of small noise, and vectors all alike at their mean."""
+    spread = float(getattr(proxy.model.config.get_text_config(), "initializer_range", None) or _SPREAD)
     generator = torch.Generator().manual_seed(seed)
     for parameter in proxy.model.parameters():
         if parameter.dim() > 1:
-            wide = parameter.float()
-            spread, mean = float(wide.std()), float(wide.mean())
-            noise = torch.randn(parameter.shape, generator=generator) * spread + mean
-            parameter.copy_(noise.to(parameter.device, parameter.dtype))
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+        else:
+            parameter.fill_(float(parameter.float().mean()))

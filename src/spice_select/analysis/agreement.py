@@ -30,7 +30,7 @@ DRAWS = 20
 SPREADS = 3.0
 """Standard deviations above chance from which a number is more than chance."""
 TRUSTED = 0.5
-"""Share of the way from the baseline to identity from which a number speaks for trust."""
+"""Share of the way from knowing nothing to identity from which a number speaks for trust."""
 DISTRUSTED = 0.2
 """The same, below which a number speaks against it."""
 
@@ -45,28 +45,24 @@ class AgainstChance(Numbers):
         value: 1 for equal geometries; None where it is not defined, as where all rows are alike.
         chance: Its mean by chance: rows of the two models matched at random, or rows picked at random.
         spread: Its standard deviation by chance.
-        noise: Its value for a copy of the proxy whose weight matrices hold noise: what length and words of the rows
-            give any network of that shape. None where it was not measured.
+        untrained: Its value for a copy of the proxy with the weights of a network before training: what the lengths
+            and words of the rows alone bring about. None where it was not measured.
     """
 
     value: float | None
     chance: float | None
     spread: float | None
-    noise: float | None = None
-
-    @property
-    def baseline(self) -> float | None:
-        """The larger of chance and noise."""
-        return self.chance if self.chance is None or self.noise is None else max(self.chance, self.noise)
+    untrained: float | None = None
 
     @property
     def skill(self) -> float | None:
-        """Share of the way from the baseline to 1; None where even 1 would be no more than chance."""
-        if self.value is None or self.chance is None or self.baseline is None or self.baseline > 1.0 - 1e-9:
-            return None
-        if self.chance + SPREADS * (self.spread or 0.0) >= 1.0:
-            return None
-        return (self.value - self.baseline) / (1.0 - self.baseline)
+        """Share of the way from chance to 1; None where even 1 would be no more than chance, as on few rows."""
+        return self._share_above(self.chance)
+
+    @property
+    def learned(self) -> float | None:
+        """Share of the way to 1 from chance or from the untrained copy, whichever is more."""
+        return self._share_above(max((b for b in (self.chance, self.untrained) if b is not None), default=None))
 
     @property
     def beyond_chance(self) -> bool:
@@ -74,6 +70,13 @@ class AgainstChance(Numbers):
         if self.value is None or self.chance is None:
             return False
         return self.value > self.chance + SPREADS * (self.spread or 0.0)
+
+    def _share_above(self, baseline: float | None) -> float | None:
+        if self.value is None or self.chance is None or baseline is None or baseline > 1.0 - 1e-9:
+            return None
+        if self.chance + SPREADS * (self.spread or 0.0) >= 1.0:
+            return None
+        return (self.value - baseline) / (1.0 - baseline)
 
 
 class Agreement(Numbers):
@@ -117,11 +120,11 @@ class Agreement(Numbers):
 
     def describe(self) -> list[str]:
         """A table for the terminal, the verdict last."""
-        lines = [f"{'':<42}{'value':>8}{'noise':>8}{'chance':>18}"]
+        lines = [f"{'':<42}{'value':>8}{'untrained':>11}{'chance':>18}"]
         for name, label in LABELS.items():
             number: AgainstChance = getattr(self, name)
             chance = "-" if number.chance is None else f"{number.chance:.3f} +- {number.spread or 0.0:.3f}"
-            lines.append(f"{label:<42}{_shown(number.value):>8}{_shown(number.noise):>8}{chance:>18}")
+            lines.append(f"{label:<42}{_shown(number.value):>8}{_shown(number.untrained):>11}{chance:>18}")
         return [*lines, f"Verdict: {self.verdict}. {self.reason}"]
 
 
@@ -139,20 +142,22 @@ LABELS = {
 }
 
 
-def compare_gradients(proxy: Geometry, target: Geometry, noise: Geometry | None = None, *, seed: int = 0) -> Agreement:
+def compare_gradients(
+    proxy: Geometry, target: Geometry, untrained: Geometry | None = None, *, seed: int = 0
+) -> Agreement:
     """Compare two models' gradients of the same rows, and the selections made from them under the same settings.
 
     Args:
         proxy: The proxy's.
         target: The target's.
-        noise: Those of a copy of the proxy whose weight matrices hold noise.
+        untrained: Those of a copy of the proxy with the weights of a network before training.
         seed: Seed of the draws by which chance is measured.
     """
     assert proxy.gram.shape == target.gram.shape
     found = _measured(proxy, target, seed)
-    if noise is not None:
-        beside = _measured(noise, target, seed)
-        found = {name: number.model_copy(update={"noise": beside[name].value}) for name, number in found.items()}
+    if untrained is not None:
+        beside = _measured(untrained, target, seed)
+        found = {name: number.model_copy(update={"untrained": beside[name].value}) for name, number in found.items()}
     verdict, reason = judge(found["cosine_spearman"], found["information"], found["jaccard"])
     return Agreement(
         rows=len(proxy.gram),
@@ -167,36 +172,40 @@ def compare_gradients(proxy: Geometry, target: Geometry, noise: Geometry | None 
 def judge(cosines: AgainstChance, information: AgainstChance, jaccard: AgainstChance) -> tuple[Verdict, str]:
     """Whether a proxy may choose for a target, by how far it is from knowing nothing towards being the target.
 
-    ``do not trust``: by cosines or by information it is no more than chance (less than three standard deviations above
-    it), or less than a fifth of the way from the baseline to identity, the baseline being the better of chance and a
-    copy of the proxy made of noise. ``trust``: by both it is at least half of the way, and the rows that both models
-    choose are more than chance. ``with care``: what lies between. A number that could not tell identity from chance on
-    so few rows has no say.
+    Two numbers count: the rank correlation of cosines, whose zero is chance or an untrained copy of the proxy,
+    whichever is more, and the information of the proxy's picks, whose zero is a random subset. ``do not trust``: one of
+    them is no more than chance (less than three standard deviations above it), or less than a fifth of the way to 1.
+    ``trust``: both are at least half of the way, and the rows that both models choose are more than chance. ``with
+    care``: what lies between. A number that could not tell 1 from chance on so few rows has no say.
 
     Args:
         cosines: Spearman correlation of the cosines between rows.
-        information: Share of information.
+        information: Information of the proxy's picks over that of the target's.
         jaccard: Overlap of the picks.
     """
-    named = {"the cosines between rows": cosines, "the information of its picks": information}
-    skills = {name: number.skill for name, number in named.items() if number.skill is not None}
-    if not skills:
+    asked = ((_COSINES, cosines, cosines.learned), (_INFORMATION, information, information.skill))
+    known = [(share, what, number) for what, number, share in asked if share is not None]
+    if not known:
         return "with care", "So few rows tell nothing from chance; compare more of them, or a smaller budget."
-    worst = min(skills, key=skills.__getitem__)
-    for name in skills:
-        if not named[name].beyond_chance:
-            number = named[name]
-            return "do not trust", (
-                f"By {name} the proxy is no better than chance ({number.value:.2f}, by chance {number.chance:.2f})."
-            )
-    said = f"By {worst} the proxy is {max(skills[worst], 0.0):.0%} of the way from a network of noise to the target"
-    if skills[worst] < DISTRUSTED:
-        return "do not trust", f"{said}: what they share is in the rows, and not in what the models have learned."
-    if skills[worst] < TRUSTED:
-        return "with care", f"{said}: better than knowing nothing, and short of half."
+    for _, what, number in known:
+        if not number.beyond_chance:
+            return "do not trust", f"{what} no better than chance ({number.value:.2f}, by chance {number.chance:.2f})."
+    share, what, number = min(known, key=lambda entry: entry[0])
+    below = what == _COSINES and number.untrained is not None and number.untrained > (number.chance or 0.0)
+    zero = f"{number.untrained:.2f} before any training" if below else f"{number.chance:.2f} by chance"
+    way = f"{max(share, 0.0):.0%} of the way from there to 1"
+    said = f"{what} {number.value:.2f}, where the proxy would reach {zero}: {way}"
+    if share < DISTRUSTED:
+        return "do not trust", f"{said}."
+    if share < TRUSTED:
+        return "with care", f"{said}, and half is asked for."
     if jaccard.skill is not None and not jaccard.beyond_chance:
-        return "with care", "The geometries agree, but the rows that both choose are no more than chance."
-    return "trust", f"{said}, and that is its weakest side."
+        return "with care", "The geometries agree, but the rows that both models choose are no more than chance."
+    return "trust", f"{said}, its weakest side."
+
+
+_COSINES = "The cosines between rows correlate by"
+_INFORMATION = "The proxy's picks hold, of the information of the target's own,"
 
 
 def _measured(proxy: Geometry, target: Geometry, seed: int) -> dict[str, AgainstChance]:
