@@ -181,6 +181,8 @@ class ScheduleConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     gram_bytes: int = Field(default=1 << 32, ge=1 << 20)
     """Memory for the gradients of one pool; with less, the pool is passed through the model more than once."""
+    keep_gram: bool = True
+    """Keep the inner products of each pool (8 bytes a pair of its rows), for other settings on the same gradients."""
     tracker: str | None = None
     """Tracker of accelerate that is told of every pool: tensorboard, wandb, mlflow, ..."""
 

@@ -18,6 +18,7 @@ _NO_IDENTITY = {
     ("selection", "loop"),
     ("schedule", "gram_bytes"),
     ("schedule", "tracker"),
+    ("schedule", "keep_gram"),
 }
 
 

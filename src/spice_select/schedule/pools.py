@@ -10,15 +10,17 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float64, Int
 
 from spice_select.analysis.activity import activity_of_gram
 from spice_select.analysis.record import TrainingRecord
 from spice_select.config import RunConfig
 from spice_select.data.encoded import Encoded
 from spice_select.errors import ModelError, OutputError
+from spice_select.files import atomic_file, make_folder
 from spice_select.gradients.capture import GradientEngine
 from spice_select.reporter import Reporter
 from spice_select.schedule.certified import certify_gram
@@ -87,6 +89,7 @@ class PoolSchedule:
         reporter: Hears the progress.
         recall: What earlier pools have told, where that counts.
         tracking: Is told of every pool.
+        grams: Folder for the inner products of every pool; None: they are not kept.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class PoolSchedule:
         reporter: Reporter,
         recall: Recall | None,
         tracking: Tracking,
+        grams: Path | None = None,
     ) -> None:
         self.walk = walk
         self.trainings: list[TrainingRecord] = []
@@ -116,6 +120,7 @@ class PoolSchedule:
         self._reporter = reporter
         self._recall = recall
         self._tracking = tracking
+        self._grams = grams
 
     @property
     def entries(self) -> Sequence[PoolEntry]:
@@ -178,6 +183,8 @@ class PoolSchedule:
             raise self._diverged(number, float(measured.losses[0]))
         began = time.perf_counter()
         with self._ranks.together():
+            if self._ranks.main and self._grams is not None:
+                _write_gram(self._grams / f"{number:06d}.npy", measured.gram)
             entry = self._choose(number, rows, due, measured)
         self.clocked.timed("selection", began)
         return entry
@@ -318,3 +325,9 @@ class PoolSchedule:
 
 def _finite(values: np.ndarray) -> tuple[float | None, ...]:
     return tuple(float(value) if np.isfinite(value) else None for value in values)
+
+
+def _write_gram(path: Path, gram: Float64[np.ndarray, "n n"]) -> None:
+    make_folder(path.parent)
+    with atomic_file(path) as file:
+        np.save(file, gram, allow_pickle=False)

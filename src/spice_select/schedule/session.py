@@ -33,7 +33,7 @@ from spice_select.schedule.walk import Walk
 from spice_select.schedule.warmup import WarmUp, wanted, warm_up
 
 # Settings that say how fast or how loudly the picks come about, and not which.
-_NO_IDENTITY = {"gram_bytes", "tracker"}
+_NO_IDENTITY = {"gram_bytes", "tracker", "keep_gram"}
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,7 @@ def _walk(
         reporter,
         recall,
         tracking,
+        folder / "gram" if schedule.keep_gram else None,
     )
     try:
         runner.run()
