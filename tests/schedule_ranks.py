@@ -190,5 +190,7 @@ def fork(world: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    # Imports what transformers and PEFT import when they are first used.
+    learner()
     for number in map(int, sys.argv[2:]):
         fork(number, Path(sys.argv[1], str(number)))
