@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spice_select.analysis import certificate as module
 from spice_select.analysis import knapsack, posterior
+from spice_select.analysis import prefixes as module
 from spice_select.analysis.certificate import certify
 
 

@@ -21,21 +21,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 
-from spice_select.analysis.knapsack import fractional_sum, measure_leading
-from spice_select.analysis.posterior import CHUNK_ROWS, Posterior, RowReader, ScaledRows
+from spice_select.analysis.handed import SHARE, handed_bounds
+from spice_select.analysis.posterior import RowReader, ScaledRows
+from spice_select.analysis.prefixes import CHEAP_WORK, Task, measured_bounds
 from spice_select.selection.budget import resolve_budget
 from spice_select.selection.options import row_numbers, token_lengths
+from spice_select.selection.outlook import Outlook
 from spice_select.selection.result import Selection
 from spice_select.selection.rows import as_rows
-
-SMALL_PREFIX = 32
-"""Prefixes up to here share one pass over the pool."""
-SMALL_MEMBERS = 1024
-"""Most rows, those in hand with them, that the shared pass projects onto."""
-CHEAP_WORK = 2_000_000_000
-"""Multiply-adds over the pool below which a prefix in the middle is tried too, and float32 saves nothing."""
-LOOSENESS = 0.002
-"""Part of U that float32's error bounds may cost before the leading rows are measured again in float64."""
 
 
 class Certificate(BaseModel):
@@ -135,6 +128,7 @@ def certify_selection(
         tokens=None if asked.tokens is None else tokens,
         penalised=selection.conflict_weight > 0,
         constrained=constrained,
+        outlook=selection.outlook,
     )
 
 
@@ -150,6 +144,7 @@ def certify(
     tokens: Int[np.ndarray, " n"] | None = None,
     penalised: bool = False,
     constrained: bool = False,
+    outlook: Outlook | None = None,
 ) -> Certificate:
     """Bound what fraction of the best possible information the picks hold.
 
@@ -164,12 +159,13 @@ def certify(
         tokens: Response tokens of each row, for a token budget.
         penalised: A conflict penalty had a say in the picks.
         constrained: Quotas narrowed the choice, so that greedy's own guarantee is not stated.
+        outlook: What the run of these very picks handed over; it replaces passes over a large pool.
 
     Returns:
         The certificate; 1 where nothing could be gained.
     """
     rows = ScaledRows(gradients, factors)
-    n, dim = rows.shape
+    n = rows.shape[0]
     held, size = len(initial), len(picks)
     order = np.concatenate([np.asarray(initial, dtype=np.int64), np.asarray(picks, dtype=np.int64)])
     weights = np.ones(n) if tokens is None else np.asarray(tokens, dtype=np.float64)
@@ -178,36 +174,15 @@ def certify(
     eligible = np.ones(n, dtype=bool) if candidates is None else np.array(candidates, dtype=bool)
     eligible[order[:held]] = False
 
-    bounds: dict[int, tuple[float, ...]] = {}
-
-    def record(t: int, gains: Float[np.ndarray, " n"], gained: float) -> None:
-        outside = gains.copy()
-        outside[order[held : held + t]] = 0.0
-        bounds[t] = tuple(gained + fractional_sum(outside, weights, capacity) for capacity in capacities)
-
-    small = _powers(1, min(size, SMALL_PREFIX), 2) if held + SMALL_PREFIX <= SMALL_MEMBERS else [0]
-    leading = Posterior(rows, order[: held + small[-1]], alpha, project=True if len(small) > 1 else None)
-    norms, gains = _first_pass(rows, leading, [held + t for t in small], eligible)
-    if leading.projection is not None:
-        logs = 2.0 * np.log(leading.diagonal)
-        start = float(logs[:held].sum())
-        gained = {t: float(logs[held : held + t].sum()) for t in small}
+    task = Task(rows, float(alpha), order, held, weights, tuple(capacities), eligible)
+    told = outlook is not None and outlook.fits(len(eligible), float(alpha), size)
+    if outlook is not None and told and task.work > max(CHEAP_WORK, SHARE * outlook.work):
+        bounds, total = handed_bounds(task, outlook, SHARE * outlook.work)
     else:
-        start, gained = leading.logdet, {0: 0.0}
-    for t, measured in zip(small, gains, strict=True):
-        record(t, measured, gained[t])
-
-    stale = gains[-1]
-    for t in _later_prefixes(size, small[-1], held, n, dim):
-        posterior = Posterior(rows, order[: held + t], alpha)
-        gained[t] = posterior.logdet - start
-        stale = stale.copy()
-        stale[order[held : held + t]] = 0.0
-        stale = _refresh(rows, stale, norms, posterior, weights, capacities[0], gained[t])
-        record(t, stale, gained[t])
+        bounds, total = measured_bounds(task)
 
     best = min(bounds, key=lambda t: bounds[t][0])
-    total = max(0.0, gained[size])
+    total = max(0.0, total)
     early = len(capacities) > 1
     return Certificate(
         value=_ratio(total, bounds[best][0]),
@@ -221,83 +196,6 @@ def certify(
         guarantee=None if penalised or constrained or early or tokens is not None else 1.0 - math.exp(-1.0),
         penalised=penalised,
     )
-
-
-def _first_pass(
-    rows: ScaledRows, leading: Posterior, sizes: list[int], eligible: Bool[np.ndarray, " n"]
-) -> tuple[Float[np.ndarray, " n"], list[Float[np.ndarray, " n"]]]:
-    """Squared norms of the stored rows, and gain bounds at every small prefix, 0 for what can't be chosen."""
-    n = rows.shape[0]
-    norms = np.zeros(n)
-    gains = np.zeros((len(sizes), n))
-    for begin in range(0, n, CHUNK_ROWS):
-        chunk = np.arange(begin, min(begin + CHUNK_ROWS, n))
-        chunk = chunk[eligible[chunk]]
-        if not len(chunk):
-            continue
-        scaled = rows.scaled(chunk)
-        # Rows of NaN or Inf are among them, and are sorted out below.
-        with np.errstate(over="ignore", invalid="ignore"):
-            if leading.projection is not None:
-                norms[chunk], left = leading.upper_of_prefixes(scaled, sizes)
-            else:
-                norms[chunk], left = np.einsum("ij,ij->i", scaled, scaled), leading.upper(scaled)[None]
-            gains[:, chunk] = np.log1p(leading.alpha * left)
-    # A row that holds NaN or Inf is no candidate.
-    norms[~np.isfinite(norms)] = 0.0
-    gains[~np.isfinite(gains)] = 0.0
-    return norms, list(gains)
-
-
-def _refresh(
-    rows: ScaledRows,
-    stale: Float[np.ndarray, " n"],
-    norms: Float[np.ndarray, " n"],
-    posterior: Posterior,
-    weights: Float[np.ndarray, " n"],
-    capacity: float,
-    gained: float,
-) -> Float[np.ndarray, " n"]:
-    """Gain bounds as tight as the sum over the best rows needs; float32 screens where there is much to measure."""
-    middle = stale.copy()
-
-    def exact(chunk: Int[np.ndarray, " b"]) -> Float[np.ndarray, " b"]:
-        return np.log1p(posterior.alpha * posterior.upper(rows.scaled(chunk)))
-
-    def screened(chunk: Int[np.ndarray, " b"]) -> Float[np.ndarray, " b"]:
-        squared = np.square(rows.factors[chunk])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            raw_norms = np.where(squared > 0, norms[chunk] / squared, 0.0)
-            upper, value = posterior.screen(rows.raw(chunk), raw_norms)
-            bound, centre = (np.log1p(posterior.alpha * q * squared) for q in (upper, value))
-        # A factor of 0 times an overflow is no number: what was known before stands.
-        middle[chunk] = np.fmin(middle[chunk], centre)
-        return bound
-
-    if posterior.screens and rows.shape[0] * rows.shape[1] ** 2 > CHEAP_WORK:
-        stale = measure_leading(stale, screened, weights, capacity)
-        upper = fractional_sum(stale, weights, capacity)
-        if upper - fractional_sum(np.minimum(middle, stale), weights, capacity) <= LOOSENESS * (gained + upper):
-            return stale
-    return measure_leading(stale, exact, weights, capacity)
-
-
-def _powers(first: int, last: int, factor: int) -> list[int]:
-    """0, and ``first`` times the powers of ``factor`` up to ``last``, and ``last`` itself."""
-    steps = {0, last}
-    while first < last:
-        steps.add(first)
-        first *= factor
-    return sorted(steps)
-
-
-def _later_prefixes(size: int, done: int, held: int, n: int, dim: int) -> list[int]:
-    """Prefixes beyond the shared pass: the whole of the picks, and steps on the way where they cost little."""
-    return [
-        t
-        for t in _powers(4 * max(done, 1), size, 4)
-        if t > done and (t == size or n * dim * min(held + t, dim) <= CHEAP_WORK)
-    ]
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -19,12 +19,22 @@ def measure_leading(
     measure: Callable[[Int[np.ndarray, " b"]], Float[np.ndarray, " b"]],
     weights: Float[np.ndarray, " n"],
     capacity: float,
+    most: int | None = None,
 ) -> Float[np.ndarray, " n"]:
-    """Tighten bounds from the most promising row down, until none that is left can help to fill the capacity."""
+    """Tighten bounds from the most promising row down, until none that is left can help to fill the capacity.
+
+    Args:
+        bounds: Upper bound of each row's value.
+        measure: Tighter ones for some rows.
+        weights: What each row costs.
+        capacity: What all may cost.
+        most: Rows to measure at most; what is left keeps its bound.
+    """
     tightened = bounds.copy()
     density = _density(bounds, weights)
     order = np.argsort(-density, kind="stable")
     order = order[density[order] > 0]
+    order = order if most is None else order[:most]
     done = 0
     while done < len(order):
         chunk = np.sort(order[done : done + CHUNK_ROWS])

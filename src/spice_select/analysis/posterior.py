@@ -121,10 +121,10 @@ class Posterior:
     def upper_of_prefixes(
         self, chunk: Float[np.ndarray, "b d"], sizes: list[int]
     ) -> tuple[Float[np.ndarray, " b"], Float[np.ndarray, "p b"]]:
-        """Squared norms, and upper bounds of q given only the first ``sizes[i]`` rows, for each i."""
+        """Squared norms, and upper bounds of q given only the first ``sizes[i]`` rows, for each i, sizes ascending."""
         assert self.projection is not None
         norms = np.einsum("ij,ij->i", chunk, chunk)
-        taken = chunk @ self.projection
+        taken = chunk @ self.projection[:, : sizes[-1]]
         np.square(taken, out=taken)
         left = np.empty((len(sizes), len(chunk)))
         explained, done = np.zeros(len(chunk)), 0

@@ -56,6 +56,10 @@ class Outlook:
     work: float
     information: LogDet | None = None
 
+    def fits(self, n: int, alpha: float, picks: int) -> bool:
+        """Whether this can be of a run over n rows at that scale which made so many picks."""
+        return len(self.potentials) == n and self.alpha == alpha and len(self.gains) == picks
+
     @property
     def bounds(self) -> Float[np.ndarray, " n"]:
         """Upper bound of each row's gain at the end, in nats, but for rounding; picks have theirs too."""
