@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from spice_select.analysis.ldd import ldd_wang, logdet_similarity
-from spice_select.analysis.novelsum import novelsum
+from spice_select.analysis.novel_sum import novelsum
 from spice_select.analysis.overlap import expected_jaccard, overlaps
-from spice_select.analysis.vendi import g_vendi, vendi, vendi_of_kernel
+from spice_select.analysis.vendi_score import g_vendi, vendi, vendi_of_kernel
 
 MEASURES = {
     "novelsum paper": lambda rows: float(novelsum(rows, neighbours=3)),

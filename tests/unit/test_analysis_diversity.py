@@ -12,8 +12,8 @@ from spice_select import GradientStore
 from spice_select.analysis.directions import directions
 from spice_select.analysis.diversity import measure_diversity
 from spice_select.analysis.ldd import ldd_wang, logdet_similarity
-from spice_select.analysis.novelsum import novelsum
-from spice_select.analysis.vendi import g_vendi, vendi, vendi_of_kernel
+from spice_select.analysis.novel_sum import novelsum
+from spice_select.analysis.vendi_score import g_vendi, vendi, vendi_of_kernel
 from spice_select.errors import ConfigError, DataError
 from tests.stores import FakeEngine, examples, fill
 
@@ -160,7 +160,7 @@ def test_g_vendi_in_chunks_and_projected(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = g_vendi(rows, dim=None)
     assert whole.value == pytest.approx(vendi(rows).value, rel=1e-9)
     assert (whole.rows, whole.without_direction) == (57, 3)
-    for module in ("vendi.READ_ROWS", "vendi._COLUMNS"):
+    for module in ("vendi_score.READ_ROWS", "vendi_score._COLUMNS"):
         monkeypatch.setattr(f"spice_select.analysis.{module}", 13)
     assert g_vendi(rows, dim=None).value == pytest.approx(whole.value, rel=1e-9)
     assert g_vendi(rows[:, :20], dim=None).value == pytest.approx(vendi(rows[:, :20]).value, rel=1e-9)

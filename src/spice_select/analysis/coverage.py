@@ -111,7 +111,7 @@ class Coverage(Numbers):
         return pd.DataFrame([{"by": self.by, **group.model_dump()} for group in self.groups])
 
 
-def coverage(
+def measure_coverage(
     labels: Sequence[Any],
     picks: Sequence[int] | Int[np.ndarray, " k"] | None = None,
     *,
@@ -132,7 +132,7 @@ def coverage(
     members = np.arange(len(names)) if pool is None else np.asarray(pool, dtype=np.int64)
     before = _counts(names[members])
     after = None if picks is None else _counts(names[np.asarray(picks, dtype=np.int64)])
-    known = dict.fromkeys([*before, *(after or {})])
+    known: dict[str, None] = dict.fromkeys([*before, *(after or {})])
     listed = (
         [name for name in order if name in known]
         if order is not None

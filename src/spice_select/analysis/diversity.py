@@ -11,9 +11,9 @@ from jaxtyping import Int
 from spice_select.analysis.comparison import Numbers
 from spice_select.analysis.directions import Directions, directions
 from spice_select.analysis.ldd import ldd_wang, logdet_similarity
-from spice_select.analysis.novelsum import novelsum
+from spice_select.analysis.novel_sum import novelsum
 from spice_select.analysis.tables import aligned, number
-from spice_select.analysis.vendi import g_vendi, vendi
+from spice_select.analysis.vendi_score import g_vendi, vendi
 from spice_select.selection.rows import as_rows
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class Diversity(Numbers):
             return lines + aligned(
                 ("measure", "pool", "more diverse is"),
                 [(m.name, number(m.picks), _way(m)) for m in self.measures],
+                words=(0, 2),
             )
         lines = [
             f"{self.picks:,} picks{self._sample(self.picks)} beside {self.draws} random sets of as many of the pool's "
@@ -97,6 +98,7 @@ class Diversity(Numbers):
                 )
                 for m in self.measures
             ],
+            words=(0, 4, 5),
         )
 
     def to_pandas(self) -> pd.DataFrame:
@@ -174,7 +176,9 @@ def measure_diversity(
 
 
 MEAN_COSINE = "mean cosine of two rows"
-LDD = "LDD (Wang), gamma 1"
+LDD_RIDGE = 1e-3
+"""Keeps the distance finite where a set holds copies."""
+LDD = f"LDD (Wang), ridge {LDD_RIDGE:g}"
 _LOWER = {MEAN_COSINE, LDD}
 
 
@@ -185,7 +189,7 @@ def _values(rows: Directions, reference: Directions, neighbours: int, seed: int)
         "Vendi": lambda: vendi(rows).value,
         "Vendi, order 2": lambda: vendi(rows, q=2).value,
         "G-Vendi": lambda: g_vendi(rows.unit, seed=seed).value,
-        LDD: lambda: ldd_wang(rows, seed=seed).value,
+        LDD: lambda: ldd_wang(rows, ridge=LDD_RIDGE, seed=seed).value,
         "log det (K + I)": lambda: logdet_similarity(rows).value,
         MEAN_COSINE: lambda: _mean_cosine(rows),
     }

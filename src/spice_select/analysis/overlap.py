@@ -81,6 +81,7 @@ class Overlaps(Numbers):
                 )
                 for pair in self.pairs
             ],
+            words=(0, 1),
         )
         if len(self.names) > 2:
             matrix = self.jaccard()
