@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spice_select.cli import collect, demo, doctor, export, run, select
+from spice_select.cli import analyze, collect, demo, doctor, export, run, select
 
 app = typer.Typer(
     name="spice-select",
@@ -39,5 +39,6 @@ app.command("run")(run.run)
 app.command("collect")(collect.collect)
 app.command("select")(select.select)
 app.command("export")(export.export)
+app.command("analyze")(analyze.analyze)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
