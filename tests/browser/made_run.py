@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from spice_select.analysis.certificate import Certificate
+from spice_select.analysis.neighbours import near_duplicates
+from spice_select.analysis.projection import project
 from spice_select.analysis.record import (
     BudgetRecord,
     Fingerprints,
@@ -16,7 +18,10 @@ from spice_select.analysis.record import (
     SelectionRecord,
     SourceRecord,
 )
+from spice_select.analysis.rejected import measure_rejected
 from spice_select.analysis.summary import summarise
+from spice_select.report.content import Messages, RunContent, Texts, Trace
+from spice_select.report.points import map_rows
 
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -34,17 +39,14 @@ HOSTILE = (
 )
 
 
-@dataclass
-class MadeTrace:
-    indices: np.ndarray
-    gains: np.ndarray
-    bases: np.ndarray
-    epsilons: np.ndarray
-    conflicts: np.ndarray
+ORDINARY = "Natalia sold clips to 48 of her friends in April, and then half as many in May. How many in all?"
+DIM = 24
 
 
-def made_run(n: int = 2000, k: int = 200, *, hostile: bool = True, seed: int = 7) -> dict[str, Any]:
-    """Arguments of ``render_report``."""
+def made_run(
+    n: int = 2000, k: int = 200, *, hostile: bool = True, seed: int = 7, title: str = "SPICE selection"
+) -> RunContent:
+    """A run of made-up numbers whose gradients have copies among them and rows in conflict."""
     generator = np.random.default_rng(seed)
     lengths = np.maximum(1, generator.lognormal(4.5, 0.8, n)).astype(np.int64)
     squared_norms = 400.0 / lengths * generator.lognormal(0, 0.7, n)
@@ -55,7 +57,7 @@ def made_run(n: int = 2000, k: int = 200, *, hostile: bool = True, seed: int = 7
     gains = np.sort(bases * generator.uniform(0.3, 0.9, k))[::-1]
     bases = np.maximum(bases, gains)
     conflicts = np.maximum(0, generator.normal(-0.05, 0.06, k))
-    trace = MadeTrace(picks, gains, bases, gains - bases, conflicts)
+    trace = Trace(picks, gains, bases, gains - bases, conflicts)
     summary = summarise(
         trace,
         lengths=lengths,
@@ -110,19 +112,43 @@ def made_run(n: int = 2000, k: int = 200, *, hostile: bool = True, seed: int = 7
         notes=(f"3 responses were truncated{evil}",),
         warnings=(f"2 rows had gradients that were no numbers{evil}",),
     )
-    ordinary = "Natalia sold clips to 48 of her friends in April, and then half as many in May. How many in all?"
-    texts = []
-    for place in range(min(k, 250)):
-        said = HOSTILE[place % len(HOSTILE)] if hostile and place % 2 else ordinary
-        answer = f"{said} Answer number {place}: " + "thus and so, " * (place % 40)
-        texts.append([("user", said), ("assistant", answer)])
-    if hostile and k > 5:
-        texts[5] = [("user", "A" * 100_000), ("assistant", '"<&' * 40_000)]
-    return {
-        "record": record,
-        "trace": trace,
-        "lengths": lengths,
-        "squared_norms": squared_norms,
-        "sources": sources,
-        "texts": texts,
-    }
+    gradients = generator.standard_normal((n, DIM)) + np.linspace(0.8, 0.0, DIM)
+    gradients *= (np.sqrt(squared_norms) / np.sqrt((gradients**2).sum(axis=1)))[:, None]
+    left = np.setdiff1d(np.arange(n), picks)
+    copies = left[: min(len(left) // 2, 70)]
+    gradients[copies] = gradients[picks[np.arange(len(copies)) % k]]
+    rejected = measure_rejected(gradients, picks, alpha=0.01, candidates=np.ones(n, bool), hinge=0.4)
+    content = RunContent(
+        title=title,
+        record=record,
+        trace=trace,
+        sources=sources,
+        lengths=lengths,
+        norms=np.sqrt(squared_norms),
+        usable=np.ones(n, bool),
+        rejected=rejected,
+        neighbours=near_duplicates(gradients, picks),
+        texts=made_texts(picks, hostile=hostile),
+        remarks=(f"A part is missing{evil}",) if hostile else (),
+    )
+    listed = [*picks[:200].tolist(), *copies.tolist()]
+    placed = map_rows(picks, np.ones(n, bool), listed)
+    return replace(content, projection=project(gradients, placed) if n > 2 else None)
+
+
+def made_texts(picks: np.ndarray, *, hostile: bool) -> Texts:
+    """Texts of rows; every other one hostile, and one of them 100 kB long."""
+    ranks = {index: place for place, index in enumerate(picks.tolist())}
+
+    def texts(rows: Sequence[int]) -> Mapping[int, Messages]:
+        return {index: _messages(ranks.get(index, index), hostile, picked=index in ranks) for index in rows}
+
+    return texts
+
+
+def _messages(place: int, hostile: bool, *, picked: bool) -> Messages:
+    if hostile and place == 5:
+        return [("user", "A" * 100_000), ("assistant", '"<&' * 40_000)]
+    said = HOSTILE[place % len(HOSTILE)] if hostile and place % 2 else ORDINARY
+    what = "Answer" if picked else "Unpicked"
+    return [("user", said), ("assistant", f"{said} {what} number {place}: " + "thus and so, " * (place % 40))]

@@ -23,31 +23,52 @@ NARROW, WIDE = 20.0, 1000.0
 
 # Colours that no plot would use, each to be replaced by a variable of the page's style sheet.
 INK, MUTED, FIRST, SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
-_VARIABLES = {INK: "var(--ink)", MUTED: "var(--line)", FIRST: "var(--picks)", SECOND: "var(--pool)"}
+OTHERS = tuple(f"#0c0d{16 + place:02x}" for place in range(6))
+_SERIES = (FIRST, SECOND, *OTHERS)
+_VARIABLES = {INK: "var(--ink)", MUTED: "var(--line)", FIRST: "var(--picks)", SECOND: "var(--pool)"} | {
+    colour: f"var(--series-{place})" for place, colour in enumerate(OTHERS, 3)
+}
+# Lines differ in their dashes too, for eyes and printers that don't tell the colours apart.
+_DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (2, 1)), (0, (4, 1, 4, 3)))
+MOST_SERIES = len(_SERIES)
 
 
 def curves(
-    series: Sequence[tuple[str, Float[np.ndarray, " k"]]], *, label: str, description: str, key: str, log: bool = False
+    series: Sequence[tuple[str, Float[np.ndarray, " k"]]],
+    *,
+    label: str,
+    description: str,
+    key: str,
+    log: bool = False,
+    across: str = "pick",
 ) -> Markup:
     """Values by rank, averaged where there are many.
 
     Args:
-        series: Name and values, at most two.
+        series: Name and values, at most MOST_SERIES.
         label: Label of the vertical axis.
         description: What the plot shows, for those who can't see it.
         key: Prefix of its identifiers, of its own within the page.
         log: Whether the vertical axis is logarithmic; values that are not positive are left out.
+        across: Label of the horizontal axis.
     """
-    figure, axes = _empty(label, "pick")
+    assert len(series) <= MOST_SERIES
+    figure, axes = _empty(label, across)
     for place, (name, values) in enumerate(series):
         ranks, heights = _thinned(np.asarray(values, dtype=np.float64))
         if log:
             ranks, heights = ranks[heights > 0], heights[heights > 0]
-        colour = (FIRST, SECOND)[place]
         if not len(ranks):
             continue
         axes.plot(
-            ranks, heights, color=colour, linewidth=1.6, marker="o" if len(ranks) < 30 else "", markersize=3, label=name
+            ranks,
+            heights,
+            color=_SERIES[place],
+            linestyle=_DASHES[place],
+            linewidth=1.6,
+            marker="o" if len(ranks) < 30 else "",
+            markersize=3,
+            label=_plain_label(name),
         )
     shown = [value for line in axes.lines for value in np.asarray(line.get_ydata())]
     if log and shown and max(shown) > NARROW * min(shown):
@@ -100,6 +121,13 @@ def _thinned(values: Float[np.ndarray, " k"]) -> tuple[Float[np.ndarray, " m"], 
     return np.add.reduceat(ranks, edges[:-1]) / sizes, np.add.reduceat(values, edges[:-1]) / sizes
 
 
+def _plain_label(name: str) -> str:
+    """A name as a legend takes it: short, of letters that the drawing's font has, and never a formula."""
+    kept = "".join(character if 0x20 <= ord(character) < 0x250 else "?" for character in name[:28])
+    # Matplotlib passes over names that begin with an underscore, and reads what stands between dollar signs.
+    return kept.lstrip("_").replace("$", "\\$") or "run"
+
+
 def _short(value: float) -> str:
     """1k for 1,000, and small numbers as they are."""
     return f"{value / 1000:g}k" if 1000 <= value < 1e6 else f"{value:g}"
@@ -134,7 +162,7 @@ def _svg(figure: Figure, description: str, key: str) -> Markup:
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", drawing, flags=re.DOTALL)
-    drawing = _renamed(drawing, key)
+    drawing = _renamed(_with_attributes(drawing), key)
     for colour, variable in _VARIABLES.items():
         drawing = drawing.replace(colour, variable)
     drawing = re.sub(r"\n\s*", "\n", drawing)
@@ -147,6 +175,16 @@ def _svg(figure: Figure, description: str, key: str) -> Markup:
     )
     # All of it is drawn here from numbers and fixed words; nothing of a row enters.
     return Markup(opening + inside.strip())
+
+
+def _with_attributes(drawing: str) -> str:
+    """Styles as attributes: the page's policy allows no style but that of its own sheet."""
+
+    def attributes(found: re.Match[str]) -> str:
+        pairs = [declaration.partition(":") for declaration in found[1].split(";") if declaration.strip()]
+        return "".join(f' {name.strip()}="{value.strip()}"' for name, _, value in pairs)
+
+    return re.sub(r'\s+style="([^"]*)"', attributes, drawing)
 
 
 def _renamed(drawing: str, key: str) -> str:

@@ -1,6 +1,9 @@
 (function () {
   "use strict";
   var root = document.documentElement;
+  root.classList.add("scripted");
+
+  /* Theme. */
   var toggle = document.getElementById("theme");
   function remember(value) {
     try {
@@ -26,33 +29,260 @@
   });
   label();
 
-  var search = document.getElementById("search");
-  if (!search) { return; }
-  var rows = Array.prototype.slice.call(document.querySelectorAll("#picks tbody tr"));
-  var count = document.getElementById("count");
-  var words = rows.map(function (row) { return row.textContent.toLowerCase(); });
-  function filter() {
-    /* Every word must be there; words within quotation marks, as they stand. */
-    var wanted = (search.value.toLowerCase().match(/"[^"]+"|[^\s"]+/g) || []).map(function (word) {
-      return word.replace(/"/g, "");
+  var map = document.getElementById("points") ? makeMap() : null;
+  makeSearch();
+
+  /* The map: points are drawn as one path a kind, as on the page without script. */
+  function makeMap() {
+    var data = JSON.parse(document.getElementById("points").textContent);
+    var plane = document.getElementById("plane");
+    var drawing = plane.querySelector("svg");
+    var ring = document.getElementById("ring");
+    var detail = document.getElementById("detail");
+    var hint = document.getElementById("hint");
+    var boxes = Array.prototype.slice.call(document.querySelectorAll("#kinds input"));
+    var total = data.x.length;
+    var fits = [];
+    var shown = [];
+    var words = null;
+    var current = -1;
+    var pinned = false;
+    for (var i = 0; i < total; i += 1) { fits.push(true); shown.push(true); }
+
+    function shape(kind, x, y) {
+      if (kind === 0) { return "M" + x + "," + y + "h0"; }
+      if (kind === 2) { return "M" + x + "," + (y - 5.5).toFixed(1) + "l5.5,5.5l-5.5,5.5l-5.5,-5.5z"; }
+      return "M" + x + "," + (y - 6).toFixed(1) + "l5.5,10h-11z";
+    }
+    function draw() {
+      var paths = [[], [], [], []];
+      var faint = [];
+      var on = boxes.map(function (box) { return box.checked; });
+      for (var i = 0; i < total; i += 1) {
+        shown[i] = on[data.kind[i]] && fits[i];
+        if (!on[data.kind[i]]) { continue; }
+        if (fits[i]) { paths[data.kind[i]].push(shape(data.kind[i], data.x[i], data.y[i])); }
+        else { faint.push(shape(0, data.x[i], data.y[i])); }
+      }
+      paths.forEach(function (parts, kind) { document.getElementById("kind-" + kind).setAttribute("d", parts.join("")); });
+      document.getElementById("faint").setAttribute("d", faint.join(""));
+      if (current >= 0 && !shown[current]) { pinned = false; show(-1); }
+    }
+    function element(name, text, type) {
+      var made = document.createElement(name);
+      if (type) { made.className = type; }
+      if (text !== undefined) { made.textContent = text; }
+      return made;
+    }
+    function fact(list, name, value) {
+      if (value === undefined || value === null || value === "") { return; }
+      var pair = element("div");
+      pair.appendChild(element("dt", name));
+      pair.appendChild(element("dd", String(value)));
+      list.appendChild(pair);
+    }
+    function show(place) {
+      if (place === current) { return; }
+      current = place;
+      ring.setAttribute("cx", place < 0 ? -50 : data.x[place]);
+      ring.setAttribute("cy", place < 0 ? -50 : data.y[place]);
+      detail.textContent = "";
+      if (place < 0) { detail.appendChild(hint); return; }
+      var head = element("h3", data.rank[place] ? "Pick " + data.rank[place] : "Left out");
+      detail.appendChild(head);
+      if (data.source.length) {
+        var source = element("p", undefined, "soft");
+        source.appendChild(element("bdi", data.sources[data.source[place]]));
+        source.appendChild(document.createTextNode(", row " + data.row[place]));
+        detail.appendChild(source);
+      }
+      var list = element("dl");
+      fact(list, data.rank[place] ? "Gain" : "Gain left", data.gain[place]);
+      fact(list, "Conflict", data.conflict[place]);
+      fact(list, "Tokens", data.tokens[place]);
+      fact(list, "Norm", data.norm[place]);
+      detail.appendChild(list);
+      if (data.anchor[place]) {
+        var link = element("a", "Show it in the table");
+        link.href = "#" + data.anchor[place];
+        detail.appendChild(link);
+      }
+      var text = element("div", undefined, "short");
+      (data.text[place] || "Its text is not at hand.").split("\n").forEach(function (line) {
+        var said = element("p", line);
+        said.dir = "auto";
+        text.appendChild(said);
+      });
+      detail.appendChild(text);
+    }
+    function nearest(event, reach) {
+      var box = drawing.getBoundingClientRect();
+      var scale = 600 / box.width;
+      var x = (event.clientX - box.left) * scale;
+      var y = (event.clientY - box.top) * scale;
+      var best = -1;
+      var least = reach * scale * reach * scale;
+      /* Later points are drawn above earlier ones, so of two as near the later is meant. */
+      for (var i = 0; i < total; i += 1) {
+        if (!shown[i]) { continue; }
+        var gap = (data.x[i] - x) * (data.x[i] - x) + (data.y[i] - y) * (data.y[i] - y);
+        if (gap <= least) { least = gap; best = i; }
+      }
+      return best;
+    }
+    function towards(dx, dy) {
+      var best = -1;
+      var least = Infinity;
+      for (var i = 0; i < total; i += 1) {
+        if (!shown[i] || i === current) { continue; }
+        var ahead = (data.x[i] - data.x[current]) * dx + (data.y[i] - data.y[current]) * dy;
+        var aside = Math.abs((data.x[i] - data.x[current]) * dy) + Math.abs((data.y[i] - data.y[current]) * dx);
+        if (ahead <= 0 || aside > ahead) { continue; }
+        if (ahead + 2 * aside < least) { least = ahead + 2 * aside; best = i; }
+      }
+      return best;
+    }
+    function byRank(step) {
+      var rank = current >= 0 ? data.rank[current] : 0;
+      var best = -1;
+      for (var i = 0; i < total; i += 1) {
+        if (!shown[i] || !data.rank[i]) { continue; }
+        var ahead = step > 0 ? data.rank[i] > rank : data.rank[i] < rank;
+        if (ahead && (best < 0 || (step > 0 ? data.rank[i] < data.rank[best] : data.rank[i] > data.rank[best]))) { best = i; }
+      }
+      return best;
+    }
+    function first() {
+      var found = byRank(1);
+      return found >= 0 ? found : shown.indexOf(true);
+    }
+    plane.addEventListener("pointermove", function (event) {
+      if (!pinned && event.pointerType !== "touch") { show(nearest(event, 16)); }
     });
-    var shown = 0;
-    rows.forEach(function (row, place) {
-      var fits = wanted.every(function (word) { return words[place].indexOf(word) >= 0; });
-      row.hidden = !fits;
-      if (fits) { shown += 1; }
+    plane.addEventListener("pointerleave", function (event) {
+      if (!pinned && event.pointerType !== "touch" && document.activeElement !== plane) { show(-1); }
     });
-    count.textContent = shown + " of " + rows.length;
+    plane.addEventListener("click", function (event) {
+      var place = nearest(event, 28);
+      pinned = place >= 0;
+      show(place);
+    });
+    plane.addEventListener("focus", function () {
+      if (current < 0 && plane.matches(":focus-visible")) { show(first()); }
+    });
+    plane.addEventListener("keydown", function (event) {
+      var steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+      var place = -1;
+      if (event.ctrlKey || event.altKey || event.metaKey) { return; }
+      if (steps[event.key]) { place = current < 0 ? first() : towards(steps[event.key][0], steps[event.key][1]); }
+      else if (event.key === "PageDown") { place = byRank(1); }
+      else if (event.key === "PageUp") { place = byRank(-1); }
+      else if (event.key === "Home") { current = -1; place = first(); }
+      else if (event.key === "Enter" || event.key === " ") { pinned = current >= 0; place = current; }
+      else if (event.key === "Escape") { pinned = false; show(-1); return; }
+      else { return; }
+      event.preventDefault();
+      if (place >= 0) { show(place); }
+    });
+    boxes.forEach(function (box) { box.addEventListener("change", draw); });
+    return {
+      total: total,
+      filter: function (test) {
+        if (!words) {
+          words = data.text.map(function (text, place) {
+            var name = data.source.length ? data.sources[data.source[place]] : "";
+            return (text + "\n" + name + "\n" + data.row[place]).toLowerCase();
+          });
+        }
+        var count = 0;
+        for (var i = 0; i < total; i += 1) { fits[i] = test(words[i]); count += fits[i] ? 1 : 0; }
+        draw();
+        return count;
+      }
+    };
   }
-  document.getElementById("finder").hidden = false;
-  search.addEventListener("input", filter);
-  /* A search can be linked to: report.html#find=words */
-  function linked() {
-    if (window.location.hash.indexOf("#find=") !== 0) { return; }
-    try { search.value = decodeURIComponent(window.location.hash.slice(6)); } catch (error) { return; }
+
+  /* One field searches all tables and the map. */
+  function makeSearch() {
+    var search = document.getElementById("search");
+    if (!search) { return; }
+    var found = document.getElementById("found");
+    var count = document.getElementById("count");
+    var few = 20;
+    var lists = Array.prototype.map.call(document.querySelectorAll("section.listed"), function (section) {
+      var rows = Array.prototype.slice.call(section.querySelectorAll("tbody tr"));
+      var list = {
+        count: section.querySelector(".count"),
+        more: section.querySelector(".more"),
+        open: rows.length <= few,
+        rows: rows,
+        words: rows.map(function (row) { return row.textContent.toLowerCase(); })
+      };
+      list.more.addEventListener("click", function () {
+        list.open = true;
+        filter();
+        /* The button is gone: the focus goes on where the new lines begin. */
+        var next = rows[few].querySelector("summary");
+        if (next) { next.focus({ preventScroll: true }); }
+      });
+      return list;
+    });
+    var all = lists.reduce(function (sum, list) { return sum + list.rows.length; }, 0);
+    function filter() {
+      /* Every word must be there; words within quotation marks, as they stand. */
+      var wanted = (search.value.toLowerCase().match(/"[^"]+"|[^\s"]+/g) || []).map(function (word) {
+        return word.replace(/"/g, "");
+      });
+      function test(text) {
+        return wanted.every(function (word) { return text.indexOf(word) >= 0; });
+      }
+      /* The page keeps its height while a search is on, so that nothing jumps under the reader. */
+      if (wanted.length && !found.style.minHeight) { found.style.minHeight = found.offsetHeight + "px"; }
+      if (!wanted.length) { found.style.minHeight = ""; }
+      var shown = 0;
+      lists.forEach(function (list) {
+        var here = 0;
+        list.rows.forEach(function (row, place) {
+          var fits = test(list.words[place]);
+          row.hidden = !fits || !(list.open || wanted.length || place < few);
+          if (fits) { here += 1; }
+        });
+        list.more.hidden = list.open || wanted.length > 0;
+        shown += here;
+        list.count.textContent = wanted.length ? here + " of " + list.rows.length : "";
+      });
+      var said = [];
+      if (all) { said.push(shown + " of " + all + " lines"); }
+      if (map) { said.push((wanted.length ? map.filter(test) : map.filter(function () { return true; })) + " of " + map.total + " points"); }
+      count.textContent = said.join(", ");
+    }
+    /* A link into a table opens it. */
+    function reveal() {
+      var id = window.location.hash.slice(1);
+      var row = id ? document.getElementById(id) : null;
+      if (!row || row.tagName !== "TR") { return; }
+      lists.forEach(function (list) { if (list.rows.indexOf(row) >= 0) { list.open = true; } });
+      search.value = "";
+      filter();
+      var details = row.querySelector("details");
+      if (details) { details.open = true; }
+      row.scrollIntoView({ block: "center" });
+    }
+    document.getElementById("finder").hidden = false;
+    var waiting = 0;
+    search.addEventListener("input", function () {
+      window.clearTimeout(waiting);
+      waiting = window.setTimeout(filter, 60);
+    });
+    /* A search can be linked to: report.html#find=words */
+    function linked() {
+      if (window.location.hash.indexOf("#find=") !== 0) { return; }
+      try { search.value = decodeURIComponent(window.location.hash.slice(6)); } catch (error) { return; }
+      filter();
+    }
+    window.addEventListener("hashchange", function () { linked(); reveal(); });
     filter();
+    linked();
+    reveal();
   }
-  window.addEventListener("hashchange", linked);
-  filter();
-  linked();
 })();

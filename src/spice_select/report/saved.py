@@ -1,0 +1,119 @@
+"""Texts and numbers of a run's rows, as read for it or as it has left them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spice_select.data.columns import column_values
+from spice_select.data.conversation import Message
+from spice_select.data.rows import RowSet
+from spice_select.data.schema import Schema, to_conversation
+from spice_select.errors import StoreError
+from spice_select.report.content import Messages, Texts, Trace
+from spice_select.run_folder import RunFolder
+
+
+def texts_of_rows(rows: RowSet, schemas: Sequence[Schema]) -> Texts:
+    """Messages of rows from the sources as they were read."""
+
+    def texts(wanted: Sequence[int]) -> Mapping[int, Messages]:
+        numbers = sorted({index for index in wanted if 0 <= index < len(rows)})
+        found: dict[int, Messages] = {}
+        for index, row in zip(numbers, rows.subset(numbers).iter_rows(), strict=True):
+            conversation = to_conversation(row, schemas[int(rows.source_ids[index])])
+            if conversation is not None:
+                found[index] = [_said(message) for message in conversation.messages]
+        return found
+
+    return texts
+
+
+def _said(message: Message) -> tuple[str, str]:
+    return message.role, _with_calls(message.content, [_function(call) for call in message.tool_calls or ()])
+
+
+def _function(call: Any) -> Any:
+    return (call.get("function") or call) if isinstance(call, Mapping) else call
+
+
+def _with_calls(content: str, calls: Sequence[object]) -> str:
+    called = [json.dumps(call, ensure_ascii=False, default=str) for call in calls]
+    return "\n".join([content, *called] if content else called)
+
+
+def texts_of_picks(folder: RunFolder, trace: Trace) -> Texts:
+    """Messages of the picks, from the rows that the run has written."""
+
+    def texts(wanted: Sequence[int]) -> Mapping[int, Messages]:
+        values = _read_column(folder, ("messages", "text"))
+        chosen = set(wanted)
+        found: dict[int, Messages] = {}
+        for index, value in zip(trace.indices.tolist(), values, strict=False):
+            if index in chosen and value is not None:
+                found[index] = _turns(value)
+        return found
+
+    return texts
+
+
+def _turns(value: Any) -> Messages:
+    if not isinstance(value, list):
+        return [("text", str(value))]
+    return [
+        (
+            str(turn.get("role", "")),
+            _with_calls(
+                str(turn.get("content") or ""), [call.get("function") or call for call in turn.get("tool_calls") or ()]
+            ),
+        )
+        for turn in value
+        if isinstance(turn, dict)
+    ]
+
+
+def first_known(own: Texts, rows: Texts) -> Texts:
+    """Picks from the run's own rows, others from the sources."""
+
+    def texts(wanted: Sequence[int]) -> Mapping[int, Messages]:
+        found = own(wanted)
+        return {**rows([index for index in wanted if index not in found]), **found}
+
+    return texts
+
+
+def _read_column(folder: RunFolder, names: Sequence[str]) -> list[Any]:
+    """Values of the first of these columns that the chosen rows have, in order of choice."""
+    values: list[Any] = []
+    try:
+        for file in sorted(folder.data.glob("train-*.parquet")):
+            present = pq.read_schema(file).names
+            name = next((name for name in names if name in present), None)
+            if name is None:
+                return []
+            values += column_values(pq.read_table(file, columns=[name]).column(name))
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise StoreError(f"The rows in {folder.data} cannot be read ({reason}); select again.") from None
+    return values
+
+
+def read_trace(folder: RunFolder) -> Trace:
+    """The trace that a run has left.
+
+    Raises:
+        StoreError: It is missing, or no trace.
+    """
+    columns = ("index", "gain", "base", "epsilon", "conflict")
+    try:
+        table = pq.read_table(folder.trace, columns=list(columns))
+        index, gain, base, epsilon, conflict = (table.column(name).to_numpy() for name in columns)
+    except (OSError, pa.ArrowException, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise StoreError(f"{folder.trace} is no trace of a run ({reason}); select again.") from None
+    return Trace(index.astype(np.int64), gain, base, epsilon, conflict)
