@@ -59,7 +59,7 @@ class ProxyCheck(BaseModel):
     def describe(self) -> list[str]:
         """Lines for the terminal, the verdict last."""
         lines = [
-            f"{role} {model.name}: {model.layers} layers, {model.gradient_values:,} gradient values, {model.method}"
+            f"{role} {model.name}: {model.gradient_values:,} gradient values, inner products {model.method}"
             for role, model in (("Proxy ", self.proxy), ("Target", self.target))
         ]
         count = self.agreement
@@ -104,10 +104,13 @@ def check_proxy(
             f"Both models can use {len(numbers):,} rows, fewer than the {sample:,} asked for: all were compared."
         )
     resolve_budget(budget, len(numbers), len(numbers), stops=config.selection.stop_ratio is not None)
+    memory = config.schedule.gram_bytes
     reporter.stage("Proxy")
-    first, blank = measure_model(models[0], config.gradients, examples[0], reporter, untrained_seed=config.seed)
+    first, blank = measure_model(
+        models[0], config.gradients, examples[0], reporter, memory=memory, untrained_seed=config.seed
+    )
     reporter.stage("Target")
-    second, _ = measure_model(models[1], config.gradients, examples[1], reporter)
+    second, _ = measure_model(models[1], config.gradients, examples[1], reporter, memory=memory)
     finite = np.isfinite(np.diagonal(first.gram)) & np.isfinite(np.diagonal(second.gram))
     if not finite.all():
         row = numbers[int(np.argmin(finite))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,18 +14,13 @@ from pydantic import BaseModel, ConfigDict
 
 from spice_select.config import GradientConfig, ModelConfig
 from spice_select.data.encoded import Example
-from spice_select.gradients.batches import Measurer, plan_batches
 from spice_select.gradients.capture import GradientEngine
 from spice_select.gradients.proxy import Proxy, load_proxy
 from spice_select.reporter import Reporter, heard
+from spice_select.schedule.gram import pool_gram
+from spice_select.schedule.ranks import Ranks
 
-LEAST_DIM = 8192
-"""Sketch dimension where exact inner products would take too long."""
-GRAM_BYTES = 2 << 30
-"""Memory for the gradients of some layers of every row."""
 _SPREAD = 0.02
-MOST_PASSES = 6
-"""Passes over the rows that exact inner products may take."""
 
 
 class MeasuredModel(BaseModel):
@@ -59,7 +53,7 @@ class Measured:
 
     Attributes:
         model: The model and how it was measured.
-        gram: Inner products of the gradients.
+        gram: Inner products of the gradients; NaN with a row whose loss or gradient is no number.
         tokens: Trained tokens of each row.
     """
 
@@ -74,6 +68,7 @@ def measure_model(
     examples: Sequence[Example],
     reporter: Reporter,
     *,
+    memory: int,
     untrained_seed: int | None = None,
 ) -> tuple[Measured, Measured | None]:
     """Load a model, measure it, with a seed once more with untrained weights, and let it go.
@@ -83,24 +78,25 @@ def measure_model(
         gradients: Scope and loss; a sketch is taken only where exact inner products would take too long.
         examples: The rows.
         reporter: Hears the progress.
+        memory: Bytes for gradients; exact inner products where four passes over the rows are enough, else a fold.
         untrained_seed: Seed of the untrained weights; none: no second measurement.
 
     Raises:
         ModelError: The model cannot be read or used.
-        ResourceError: A row does not fit into memory.
+        ResourceError: The rows do not fit into memory.
     """
-    settings = gradients.model_copy(update={"sketch": "fold", "dim": max(gradients.dim, LEAST_DIM)})
+    settings = gradients.model_copy(update={"sketch": "fold"})
     with heard(reporter):
         proxy = load_proxy(model, settings)
         engine = GradientEngine(proxy, settings)
     reporter.note(proxy.summary())
-    measured = _geometry(proxy, engine, examples, reporter)
+    measured = _geometry(engine, examples, memory, reporter)
     reporter.note(f"{measured.model.method}; mean loss {measured.model.loss:.2f} nats a token")
     untrained = None
     if untrained_seed is not None:
         reporter.note("Once more with the weights of a network before training, for scale.")
         forget(proxy, untrained_seed)
-        untrained = _geometry(proxy, engine, examples, reporter)
+        untrained = _geometry(engine, examples, memory, reporter)
     del proxy, engine
     # Hooks and modules refer to each other; two models need not be in memory together.
     gc.collect()
@@ -109,44 +105,23 @@ def measure_model(
     return measured, untrained
 
 
-def _geometry(proxy: Proxy, engine: GradientEngine, examples: Sequence[Example], reporter: Reporter) -> Measured:
+def _geometry(engine: GradientEngine, examples: Sequence[Example], memory: int, reporter: Reporter) -> Measured:
+    begun = time.perf_counter()
     ids, masks = [e.input_ids for e in examples], [e.labels_mask for e in examples]
-    sizes = [layer.size for layer in proxy.layers]
-    passes = math.ceil(4 * len(examples) * sum(sizes) / GRAM_BYTES)
-    exact = passes <= MOST_PASSES and 4 * len(examples) * max(sizes) <= GRAM_BYTES
-    batches = plan_batches(np.array([len(row) for row in ids]), engine.config.batch_tokens)
-    losses = np.zeros(len(examples))
-    done, tokens, begun = 0, 0, time.perf_counter()
-    measurer = Measurer(engine, reporter.warn)
-    sketched = np.zeros((len(examples), 0 if exact else engine.dim))
-    for batch in batches:
-        if exact:
-            losses[batch] = engine.losses([ids[i] for i in batch], [masks[i] for i in batch])
-        else:
-            part = measurer.measure(batch.tolist(), [examples[i] for i in batch])
-            sketched[batch], losses[batch] = part.rows, part.losses
-            done, tokens = done + len(batch), tokens + sum(len(ids[i]) for i in batch)
-            reporter.advance(done, len(examples), tokens, time.perf_counter() - begun)
-    if exact:
-        gram = engine.gram(ids, masks, memory=GRAM_BYTES)
-        reporter.advance(len(ids), len(ids), sum(map(len, ids)), time.perf_counter() - begun)
-        method = f"exact inner products, in {passes} {'pass' if passes == 1 else 'passes'}"
-    else:
-        gram = sketched @ sketched.T
-        method = f"inner products of gradients folded to {engine.dim:,} numbers"
-    return Measured(
-        MeasuredModel(
-            name=proxy.name,
-            layers=len(sizes),
-            gradient_values=sum(sizes),
-            exact=exact,
-            method=method,
-            response_tokens=int(sum(mask.sum() for mask in masks)),
-            loss=float(losses.mean()),
-        ),
-        gram,
-        np.array([int(mask.sum()) for mask in masks]),
+    found = pool_gram(engine, ids, masks, ranks=Ranks(), memory=memory)
+    reporter.advance(len(ids), len(ids), found.tokens, time.perf_counter() - begun)
+    sizes = [layer.size for layer in engine.proxy.layers]
+    tokens = np.array([int(mask.sum()) for mask in masks])
+    model = MeasuredModel(
+        name=engine.proxy.name,
+        layers=len(sizes),
+        gradient_values=sum(sizes),
+        exact=found.exact,
+        method=found.how,
+        response_tokens=int(tokens.sum()),
+        loss=float(found.losses.mean()),
     )
+    return Measured(model, found.gram, tokens)
 
 
 @torch.no_grad()

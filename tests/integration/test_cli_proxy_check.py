@@ -72,7 +72,7 @@ def test_an_untrained_model_is_not_trusted(command: Command, model: Path, rows_f
     outcome = command("proxy-check", rows_file, "--proxy", blank, "--target", model, *FAST)
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
-    assert lines[0].startswith("Proxy ") and "exact inner products" in lines[0]
+    assert lines[0].startswith("Proxy ") and "inner products exact over 28 layers" in lines[0]
     assert lines[1].startswith("Target ")
     assert lines[-1].startswith("Verdict: do not trust. ")
     assert all(any(line.startswith(label) for line in lines) for label in LABELS.values())
@@ -143,14 +143,12 @@ def test_rows_left_out_stay_out(command: Command, small: Path, rows_file: Path, 
     assert found.notes == ("selection.quotas has no part in this comparison.",)
 
 
-def test_gradients_too_large_for_exact_products_are_folded(
-    command: Command, small: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    exact = ProxyCheck.model_validate(command.json("proxy-check", rows_file, "-m", small, "-t", small, *FAST))
-    monkeypatch.setattr(proxy_gradients, "GRAM_BYTES", 1 << 20)
-    found = ProxyCheck.model_validate(command.json("proxy-check", rows_file, "-m", small, "-t", small, *FAST))
+def test_gradients_too_large_for_exact_products_are_folded(command: Command, small: Path, rows_file: Path) -> None:
+    ask = ("proxy-check", rows_file, "-m", small, "-t", small, *FAST)
+    exact = ProxyCheck.model_validate(command.json(*ask))
+    found = ProxyCheck.model_validate(command.json(*ask, "--set", "schedule.gram_bytes=1048576"))
     assert exact.proxy.exact and not found.proxy.exact
-    assert found.proxy.method == "inner products of gradients folded to 8,192 numbers"
+    assert found.proxy.method == "fold, D = 8,192"
     assert found.proxy.loss == pytest.approx(exact.proxy.loss, rel=1e-5)
     assert found.agreement.cosine_spearman.value == pytest.approx(1.0)
 
