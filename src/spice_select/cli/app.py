@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spice_select.cli import analyze, collect, demo, doctor, export, run, select
+from spice_select.cli import analyze, collect, demo, doctor, export, proxy_check, report, run, select
 
 app = typer.Typer(
     name="spice-select",
@@ -38,7 +38,9 @@ def options(
 app.command("run")(run.run)
 app.command("collect")(collect.collect)
 app.command("select")(select.select)
+app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("analyze")(analyze.analyze)
+app.command("proxy-check")(proxy_check.proxy_check)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
