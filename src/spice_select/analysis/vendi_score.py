@@ -71,7 +71,7 @@ def vendi_of_kernel(kernel: Float[np.ndarray, "n n"], *, q: float = 1.0) -> floa
         raise DataError("kernel must be a square matrix of similarities with 1 on its diagonal.")
     if not np.allclose(matrix, matrix.T, atol=1e-6):
         raise DataError("kernel must be symmetric, the similarity of a row with another being mutual.")
-    return _effective(np.linalg.eigvalsh(matrix), q)
+    return effective_number(np.linalg.eigvalsh(matrix), q)
 
 
 def g_vendi(
@@ -135,10 +135,10 @@ def g_vendi(
         kept += len(unit)
     if not kept:
         raise DataError(f"None of the {given} gradients has a direction; each is zero.")
-    matrix = held if dual else _smaller_gram(held[:kept])
+    matrix = held if dual else smaller_gram(held[:kept])
     return Score(
         measure="G-Vendi" if q == 1 else f"G-Vendi, order {q:g}",
-        value=_effective(np.linalg.eigvalsh(matrix / kept), q, n=kept),
+        value=effective_number(np.linalg.eigvalsh(matrix / kept), q, n=kept),
         rows=kept,
         given=given,
         without_direction=len(chosen) - kept,
@@ -146,17 +146,24 @@ def g_vendi(
 
 
 def _of_directions(rows: Directions, q: float, name: str) -> Score:
-    values = np.linalg.eigvalsh(_smaller_gram(rows.unit))
-    return rows.score(name if q == 1 else f"{name}, order {q:g}", _effective(values, q, n=len(rows.unit)))
+    values = np.linalg.eigvalsh(smaller_gram(rows.unit))
+    return rows.score(name if q == 1 else f"{name}, order {q:g}", effective_number(values, q, n=len(rows.unit)))
 
 
-def _smaller_gram(unit: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m m"]:
+def smaller_gram(unit: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m m"]:
+    """X X^T or X^T X, whichever is smaller: both have the same eigenvalues but for zeros."""
     n, dim = unit.shape
     return unit.T @ unit if dim < n else unit @ unit.T
 
 
-def _effective(values: Float[np.ndarray, " m"], q: float, *, n: int | None = None) -> float:
-    """Effective number of kinds by the eigenvalues, in [1, n]; those that rounding makes of zeros are dropped."""
+def effective_number(values: Float[np.ndarray, " m"], q: float, *, n: int | None = None) -> float:
+    """Effective number of kinds, in [1, n].
+
+    Args:
+        values: Eigenvalues in ascending order, up to a common factor; those that rounding makes of zeros are dropped.
+        q: Order of the entropy.
+        n: Most that the number can be; as many as there are values where absent.
+    """
     floor = len(values) * np.finfo(np.float64).eps * float(values[-1])
     shares = values[values > floor]
     shares = shares / shares.sum()
