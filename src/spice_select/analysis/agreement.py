@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from spice_select.analysis.comparison import Numbers
 from spice_select.analysis.geometry import (
@@ -23,7 +23,7 @@ from spice_select.analysis.geometry import (
     gains_given,
     information_of,
 )
-from spice_select.analysis.ranks import pearson, spearman
+from spice_select.analysis.ranks import average_ranks, pearson, spearman
 
 DRAWS = 20
 """Random matchings of rows, and random subsets, that chance is measured by."""
@@ -210,29 +210,29 @@ _INFORMATION = "The proxy's picks hold, of the information of the target's own,"
 
 def _measured(proxy: Geometry, target: Geometry, seed: int) -> dict[str, AgainstChance]:
     """Every number, by its name in :class:`Agreement`."""
-    n = len(proxy.gram)
     generator = np.random.default_rng(seed)
-    matchings = [generator.permutation(n) for _ in range(DRAWS)]
 
     def matched(statistic: Statistic, left: np.ndarray, right: np.ndarray) -> AgainstChance:
         """A statistic of two matrices or columns, and the same with the rows of one matched at random."""
-        return _against(statistic(left, right), [statistic(left, right[np.ix_(*[m] * right.ndim)]) for m in matchings])
+        draws = [generator.permutation(len(right)) for _ in range(DRAWS)]
+        return _against(statistic(left, right), [statistic(left, right[np.ix_(*[m] * right.ndim)]) for m in draws])
 
-    cosines = cosine_matrix(proxy.gram), cosine_matrix(target.gram)
+    grams = proxy.gram, target.gram
+    # A row of zero norm has no cosine.
+    known = np.flatnonzero(np.logical_and(*(np.diagonal(gram) > 0.0 for gram in grams)))
+    cosines = [cosine_matrix(gram[np.ix_(known, known)]) for gram in grams]
     given = np.asarray(proxy.selection.indices)
-    others = np.setdiff1d(np.arange(n), given)
-    gains = [gains_given(side, given)[others] for side in (proxy, target)]
-    shuffled = [generator.permutation(len(others)) for _ in range(DRAWS)]
+    others = np.setdiff1d(np.arange(len(proxy.gram)), given)
     return {
-        "inner_pearson": matched(_pairwise(pearson), proxy.gram, target.gram),
-        "inner_spearman": matched(_pairwise(spearman), proxy.gram, target.gram),
-        "cosine_pearson": matched(_pairwise(pearson), *cosines),
-        "cosine_spearman": matched(_pairwise(spearman), *cosines),
-        "cka": matched(alignment, proxy.gram, target.gram),
-        "norm_spearman": matched(spearman, np.diagonal(proxy.gram), np.diagonal(target.gram)),
-        "gain_spearman": matched(spearman, *(gains_alone(side) for side in (proxy, target))),
-        "gain_given_spearman": _against(spearman(*gains), [spearman(gains[0], gains[1][m]) for m in shuffled]),
-        "jaccard": overlap(given, np.asarray(target.selection.indices), n),
+        "inner_pearson": matched(_pairwise, *grams),
+        "inner_spearman": matched(_pairwise, *map(_ranked, grams)),
+        "cosine_pearson": matched(_pairwise, *cosines),
+        "cosine_spearman": matched(_pairwise, *map(_ranked, cosines)),
+        "cka": matched(alignment, *grams),
+        "norm_spearman": matched(spearman, *map(np.diagonal, grams)),
+        "gain_spearman": matched(spearman, gains_alone(proxy), gains_alone(target)),
+        "gain_given_spearman": matched(spearman, *(gains_given(side, given)[others] for side in (proxy, target))),
+        "jaccard": overlap(given, np.asarray(target.selection.indices), len(proxy.gram)),
         "information": _information_share(target, given, generator),
     }
 
@@ -284,11 +284,15 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _pairwise(statistic: Statistic) -> Statistic:
-    """A statistic of the entries above the diagonal."""
+def _pairwise(left: Float[np.ndarray, "n n"], right: Float[np.ndarray, "n n"]) -> float | None:
+    """Pearson correlation of the entries above the diagonal."""
+    upper = np.triu_indices(len(left), 1)
+    return pearson(left[upper], right[upper])
 
-    def of_pairs(left: np.ndarray, right: np.ndarray) -> float | None:
-        upper = np.triu_indices(len(left), 1)
-        return statistic(left[upper], right[upper])
 
-    return of_pairs
+def _ranked(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    """A symmetric matrix with the ranks of its entries off the diagonal: ranked once, and matched many times."""
+    upper = np.triu_indices(len(matrix), 1)
+    ranks = np.zeros_like(matrix, dtype=np.float64)
+    ranks[upper] = average_ranks(matrix[upper])
+    return ranks + ranks.T
