@@ -19,8 +19,6 @@ SHARE = 0.05
 """Multiply-adds that may be spent, over those that the run has spent on rows."""
 SAMPLE = 1024
 """Rows by which prefixes are compared before one of them is measured."""
-FIRST_PREFIX = 2
-"""Least prefix that is compared; the others are powers of 4 times this."""
 
 
 def handed_bounds(task: Task, outlook: Outlook, work: float) -> tuple[Bounds, float]:
@@ -49,7 +47,8 @@ def handed_bounds(task: Task, outlook: Outlook, work: float) -> tuple[Bounds, fl
             found = information.potentials(task.rows.scaled(chunk))
             return np.log1p(task.alpha * (found + slack * norms[chunk]))
 
-        row = float(dim * min(dim, information.size))
+        # The matrix is symmetric, and half of it is looked at.
+        row = float(dim * (information.size if information.matrix is None else dim // 2 + 1))
         last = measure_leading(last, measure, task.weights, task.capacities[0], _rows_for(work, row))
     bounds[task.size] = task.bound(last, task.size, float(gained[task.size]))
     _try_prefix(task, first, gained, bounds, work)
@@ -64,7 +63,7 @@ def _try_prefix(
     most = min(task.size - 1, dim // 2 - held)
     steps = [
         t
-        for t in ([0] if held else []) + powers(FIRST_PREFIX, max(most, 0), 4)[1:]
+        for t in ([0] if held else []) + powers(1, max(most, 0), 2)[1:]
         if t <= most and float(held + t) ** 2 * dim + SAMPLE * float(held + t) * dim <= work / 2
     ]
     known = np.flatnonzero(first > 0)
