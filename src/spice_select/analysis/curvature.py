@@ -27,7 +27,7 @@ from spice_select.analysis.posterior import CHUNK_ROWS, ScaledRows
 if TYPE_CHECKING:
     import pandas
 
-WORK = 200_000_000_000
+WORK = 50_000_000_000
 """Multiply-adds that leaving out every row may cost; a pool that needs more is sampled."""
 TERCILES = ("low", "medium", "high")
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas
 
 CurveName = Literal["picks", "fisher", "top norm", "random"]
-WORK = 400_000_000_000
+WORK = 50_000_000_000
 """Multiply-adds that one curve may cost; picks beyond are left out of it."""
 
 

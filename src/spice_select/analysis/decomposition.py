@@ -29,7 +29,7 @@ MOST_PICKS = 2048
 """Picks whose inner products are held at once; the first ones where there are more."""
 PER_SET = 10
 """Rows x that share one random set S."""
-LARGEST_MATRIX = 512
+LARGEST_MATRIX = 256
 """Dimension up to which gains are checked by d x d determinants, the form that epsilon does not use."""
 
 

@@ -265,10 +265,8 @@ def _lines(report: TheoryReport) -> Iterator[str]:
             parts = ", ".join(f"{part.name} {part.curvature:.3f} (mean {part.mean:.3f})" for part in one.terciles)
             yield f"  by conflict with the pool's mean: {parts}"
     decay = report.trajectory.half_life
-    yield (
-        f"Half of the first gain is gone after {_show(decay.gain)} picks; half of the information is reached after "
-        f"{_show(decay.information)}"
-    )
+    gone = "never" if decay.gain is None else f"with pick {decay.gain:,}"
+    yield f"Half of the first gain is gone {gone}; half of the information is reached with pick {decay.information:,}"
     for curve in report.trajectory.curves:
         if curve.information:
             yield f"Information of {curve.name} at {curve.picks[-1]:,} rows: {curve.information[-1]:.4g} nats"
@@ -286,6 +284,4 @@ def _lines(report: TheoryReport) -> Iterator[str]:
 
 
 def _show(value: float | None) -> str:
-    if value is None:
-        return "none"
-    return f"{value:,}" if isinstance(value, int) else f"{value:+.2f}"
+    return "none" if value is None else f"{value:+.2f}"
