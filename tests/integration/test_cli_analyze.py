@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from spice_select.demo import demo_rows
 from spice_select.reporter import Silent
 from tests.integration.command import Command
 from tests.integration.rows import write_jsonl
+from tests.support import ROOT
 
 FAST = ("--samples", "20", "--clusters", "3")
 
@@ -260,3 +263,13 @@ def test_the_same_in_python(made: Path) -> None:
     assert math.isclose(last, found.certificate.information, rel_tol=1e-9)
     store = GradientStore.open(made / "run" / "gradients")
     assert found.subject.dim == store.dim == 128
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    script = ROOT / "examples" / "analysis.py"
+    figure = tmp_path / "figure.png"
+    arguments = [sys.executable, str(script), "--demo-rows", "60", "--figure", str(figure)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=400, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Information at equal numbers of rows" in done.stdout
+    assert figure.read_bytes().startswith(b"\x89PNG")

@@ -74,7 +74,7 @@ def conflict_curve(conflicts: Numbers, *, title: str = "Conflict of each pick") 
         conflicts: Conflict of each pick, in order of choice.
         title: Title of the figure.
     """
-    figure, axes = _axes(title, "pick", "conflict")
+    figure, axes = _axes(title, "pick", "conflict; share of picks")
     values = np.asarray(conflicts, dtype=np.float64)
     ranks = np.arange(1, len(values) + 1)
     axes.vlines(ranks, 0.0, values, color=_ORANGE, linewidth=1.0, label="conflict")
