@@ -90,6 +90,17 @@ def of_first_gain(first: float, following: float) -> list[str]:
     ]
 
 
+def of_first_gains(outlying: int, pools: int) -> list[str]:
+    """Pools whose first gain is far above their next few, where they are half or more of the pools."""
+    if 2 * outlying < pools:
+        return []
+    return [
+        f"In {outlying} of {pools} pools the first gain is far above the next few, so one example with a huge gradient"
+        " leads, and a stop ratio measured against it would trip early; with a stop ratio use"
+        " --set selection.robust_stop=true."
+    ]
+
+
 def of_idle_penalty(
     changed: int | None, conflicts: Float[np.ndarray, " k"], gains: Float[np.ndarray, " k"], proxy: str
 ) -> str | None:

@@ -125,6 +125,7 @@ class PoolRecord(Entry):
         certificate: Proven share of the best possible information of as many rows of this pool.
         alpha: Fisher scale a.
         stop_reason: Why it ended.
+        first_gain_outlier: Whether its first gain stands far above those that follow.
     """
 
     pool: int
@@ -139,6 +140,7 @@ class PoolRecord(Entry):
     certificate: float | None = None
     alpha: float | None = None
     stop_reason: str
+    first_gain_outlier: bool = False
 
 
 class TrainingRecord(Entry):
@@ -179,6 +181,37 @@ class ScheduleRecord(Entry):
     steps: int = 0
     trainings: tuple[TrainingRecord, ...] = ()
     pools: tuple[PoolRecord, ...] = ()
+
+    @property
+    def outlying(self) -> tuple[int, int] | None:
+        """Pools whose first gain stands far above their next, and all with picks; None without pools."""
+        if self.kind != "pools":
+            return None
+        picked = [pool for pool in self.pools if pool.picks]
+        return sum(pool.first_gain_outlier for pool in picked), len(picked)
+
+    def describe(self) -> list[str]:
+        """The schedule in a few lines."""
+        lines = []
+        if self.kind == "pools":
+            lines.append(
+                f"{self.offered:,} rows were offered in {len(self.pools):,} pools, and {self.kept:.1%} of them kept;"
+                f" inner products {self.gram}."
+            )
+            known = sorted(pool.certificate for pool in self.pools if pool.certificate is not None)
+            if known:
+                lines.append(
+                    f"Within each pool the picks hold at least {100 * known[0]:.1f}% (median"
+                    f" {100 * known[len(known) // 2]:.1f}%) of the Fisher information that as many of its rows could"
+                    " hold (proven for this run)."
+                )
+        if self.trainings:
+            first, last = self.trainings[0], self.trainings[-1]
+            losses = f"loss {first.loss:.3f}" + (f", at last {last.loss:.3f}" if last is not first else "")
+            lines.append(f"The proxy was trained for {self.steps:,} optimiser steps on the way: {losses}.")
+        else:
+            lines.append("The proxy was not trained on the way: there were no more pools than schedule.interval.")
+        return lines
 
 
 class Fingerprints(Entry):

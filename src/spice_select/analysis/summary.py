@@ -113,6 +113,7 @@ def summarise(
     normalize: str = "none",
     activity: ConflictActivity | None = None,
     proxy: Literal["fixed", "warmed", "pools"] = "fixed",
+    outlying_pools: tuple[int, int] | None = None,
 ) -> Summary:
     """Compare the picks with the pool, and warn beyond a factor of 2.
 
@@ -127,6 +128,7 @@ def summarise(
         normalize: Normalisation that was in force; the remedy in a warning depends on it.
         activity: How much conflict there is among the gradients.
         proxy: Whether the proxy was as it came, warmed up, or trained from pool to pool; the advice depends on it.
+        outlying_pools: Where the rows came in pools: those whose first gain stands far above their next, and all.
     """
     picks = np.asarray(selection.indices, dtype=np.int64)
     gains = np.asarray(selection.gains, dtype=np.float64)
@@ -140,14 +142,14 @@ def summarise(
     source_shares = _shares(sources, pool, picks)
     group_shares = _shares(groups, pool, picks) if groups is not None else ()
     following = _median(gains[1 : 1 + OUTLIER_WINDOW])
-    outlier = first_gain_is_outlier(gains.tolist())
+    outlier = first_gain_is_outlier(gains.tolist()) if outlying_pools is None else outlying_pools[0] > 0
     opposing = int((conflicts > 0).sum())
     warnings = [
         *cautions.of_length(length_median, length_mean, normalize),
         *cautions.of_norm(norm_median, normalize),
         *cautions.of_shares(source_shares, "source", by_source=True),
         *cautions.of_shares(group_shares, "group", by_source=False),
-        *(cautions.of_first_gain(float(gains[0]), following) if outlier and following is not None else []),
+        *_first_gain(gains, following, outlying_pools, outlier=outlier),
     ]
     return Summary(
         pool=len(pool),
@@ -170,6 +172,16 @@ def summarise(
         if len(picks) < len(pool)
         else None,
     )
+
+
+def _first_gain(
+    gains: Float[np.ndarray, " k"], following: float | None, pools: tuple[int, int] | None, *, outlier: bool
+) -> list[str]:
+    if not outlier:
+        return []
+    if pools is not None:
+        return cautions.of_first_gains(*pools)
+    return cautions.of_first_gain(float(gains[0]), following) if following is not None else []
 
 
 def _shares(names: Sequence[str], pool: Int[np.ndarray, " m"], picks: Int[np.ndarray, " k"]) -> tuple[Share, ...]:

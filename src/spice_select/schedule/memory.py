@@ -47,11 +47,12 @@ class FrequentDirections:
     def _shrink(self) -> None:
         values, vectors = np.linalg.eigh(self._buffer @ self._buffer.T)
         # Ascending: the last ``rows`` are the largest, and the first of those is what all give up.
-        values, vectors = values[-self._rows :], vectors[:, -self._rows :]
-        kept = np.maximum(values - values[0], 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            factors = np.where(kept > 0, np.sqrt(kept / values), 0.0)
-        shrunk = (factors[:, None] * (vectors.T @ self._buffer))[kept > 0]
+        values, vectors = np.maximum(values[-self._rows :], 0.0), vectors[:, -self._rows :]
+        kept = values - values[0]
+        # Directions that are there by rounding alone are let go.
+        alive = kept > 1e-14 * values[-1]
+        factors = np.sqrt(kept[alive] / values[alive])
+        shrunk = factors[:, None] * (vectors[:, alive].T @ self._buffer)
         self._buffer[:] = 0.0
         self._buffer[: len(shrunk)] = shrunk
         self._filled = len(shrunk)

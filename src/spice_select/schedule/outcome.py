@@ -104,6 +104,7 @@ def schedule_record(
                 certificate=entry.certificate,
                 alpha=entry.alpha,
                 stop_reason=entry.stop_reason,
+                first_gain_outlier=entry.first_gain_outlier,
             )
             for entry in entries
         ),
