@@ -57,8 +57,10 @@ class RunResult:
         record = self.record
         lines = [
             f"Chose {record.k:,} of {record.n:,} rows ({record.usable:,} usable); {STOPS[record.stop_reason]}.",
-            f"Information of the picks: {record.information:,.3f} nats.",
+            f"Information of the picks: {record.information:,.3f} nats{_within(record)}.",
         ]
+        if record.schedule is not None:
+            lines += record.schedule.describe()
         if record.certificate_sentence:
             lines.append(record.certificate_sentence)
         lines += record.summary.describe()[1:]
@@ -66,6 +68,11 @@ class RunResult:
         lines += [f"Warning: {warning}" for warning in record.warnings if warning not in known]
         lines.append(f'The subset is in {self.folder.path}: datasets.load_dataset("{self.folder.path}")')
         return lines
+
+
+def _within(record: SelectionRecord) -> str:
+    pools = record.schedule is not None and record.schedule.kind == "pools"
+    return ", each pool's within it, added up" if pools else ""
 
 
 class StoreResult(BaseModel):
@@ -254,7 +261,14 @@ def build_record(
     """All that is known of a finished selection, as ``selection.json`` holds it."""
     excluded, in_hand = excluded_rows(config, pool), rows_in_hand(config, pool)
     summary = _summary(
-        config, pool, measured, selection, usable=measured.usable & ~excluded, changed=changed, activity=activity
+        config,
+        pool,
+        measured,
+        selection,
+        usable=measured.usable & ~excluded,
+        changed=changed,
+        activity=activity,
+        schedule=schedule,
     )
     settings = config.selection
     identity = measured.sources
@@ -334,6 +348,7 @@ def _summary(
     usable: Bool[np.ndarray, " n"],
     changed: int | None,
     activity: ConflictActivity | None,
+    schedule: ScheduleRecord | None,
 ) -> Summary:
     return summarise(
         selection,
@@ -345,4 +360,6 @@ def _summary(
         changed_by_penalty=changed,
         normalize=selection.normalize,
         activity=activity,
+        proxy="fixed" if schedule is None else "pools" if schedule.kind == "pools" else "warmed",
+        outlying_pools=None if schedule is None else schedule.outlying,
     )
