@@ -182,7 +182,7 @@ def test_a_prefix_on_the_way_is_tried_where_it_promises_most() -> None:
     selection = select(pool, budget=60, alpha="auto", conflict_weight=0.0, loop="lazy")
     found = certified(pool, selection, chunk=256, share=1e3, budget=60)
     assert 0 < found.prefix < 60
-    assert found.prefixes == (0, 60, found.prefix)
+    assert found.prefixes == (0, found.prefix, 60)
     assert found.value >= in_full(pool, selection, budget=60).value - 0.005
     assert certified(pool, selection, chunk=256, share=0.0, budget=60).value < found.value
 

@@ -175,9 +175,9 @@ def certify(
     eligible[order[:held]] = False
 
     task = Task(rows, float(alpha), order, held, weights, tuple(capacities), eligible)
-    told = outlook is not None and outlook.fits(len(eligible), float(alpha), size)
-    if outlook is not None and told and task.work > max(CHEAP_WORK, SHARE * outlook.work):
-        bounds, total = handed_bounds(task, outlook, SHARE * outlook.work)
+    allowed = max(CHEAP_WORK, SHARE * outlook.work) if outlook is not None else 0.0
+    if outlook is not None and outlook.fits(len(eligible), task.alpha, size) and task.work > allowed:
+        bounds, total = handed_bounds(task, outlook, allowed)
     else:
         bounds, total = measured_bounds(task)
 
@@ -191,7 +191,7 @@ def certify(
         budget=float(budget),
         unit="rows" if tokens is None else "tokens",
         prefix=best,
-        prefixes=tuple(bounds),
+        prefixes=tuple(sorted(bounds)),
         value_at_size=_ratio(total, min(upper[-1] for upper in bounds.values())) if early else None,
         guarantee=None if penalised or constrained or early or tokens is not None else 1.0 - math.exp(-1.0),
         penalised=penalised,

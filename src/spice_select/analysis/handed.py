@@ -16,7 +16,7 @@ from spice_select.analysis.prefixes import Bounds, Task, powers
 from spice_select.selection.outlook import Outlook
 
 SHARE = 0.05
-"""Multiply-adds that may be spent, over those that the run has spent on rows."""
+"""Multiply-adds that may be spent, over those that the run has spent on rows, where that is no trifle."""
 SAMPLE = 1024
 """Rows by which prefixes are compared before one of them is measured."""
 

@@ -22,7 +22,7 @@ SMALL_PREFIX = 32
 SMALL_MEMBERS = 1024
 """Most rows, those in hand with them, that the shared pass projects onto."""
 CHEAP_WORK = 2_000_000_000
-"""Multiply-adds over the pool below which a prefix in the middle is tried too, and float32 saves nothing."""
+"""Multiply-adds over the pool that count for nothing: a prefix in the middle is tried too, and no float32."""
 LOOSENESS = 0.002
 """Part of U that float32's error bounds may cost before the leading rows are measured again in float64."""
 
