@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict
+from torch import nn
 
 from spice_select.config import GradientConfig, ModelConfig
 from spice_select.data.encoded import Example
@@ -126,11 +127,26 @@ def _geometry(engine: GradientEngine, examples: Sequence[Example], memory: int, 
 
 @torch.no_grad()
 def forget(proxy: Proxy, seed: int) -> None:
-    """Give a model weights as before training: matrices of small noise, and vectors all alike at their mean."""
+    """Give a model weights as before training: matrices of small noise, biases of 0, norms as a new one has them."""
     spread = float(getattr(proxy.model.config.get_text_config(), "initializer_range", None) or _SPREAD)
     generator = torch.Generator().manual_seed(seed)
-    for parameter in proxy.model.parameters():
-        if parameter.dim() > 1:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
-        else:
-            parameter.fill_(float(parameter.float().mean()))
+    done: set[int] = set()
+    for module in proxy.model.modules():
+        own = {name: value for name, value in module.named_parameters(recurse=False) if id(value) not in done}
+        done.update(map(id, own.values()))
+        for name, parameter in own.items():
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+            else:
+                parameter.fill_(0.0 if "bias" in name else _initial(module, name, parameter))
+
+
+def _initial(module: nn.Module, name: str, parameter: nn.Parameter) -> float:
+    """What a norm's weights are before training: 1, or 0 where the norm adds 1 to them; else a vector's mean."""
+    if all(value.dim() == 1 for value in module.parameters()):
+        try:
+            return float(getattr(type(module)(len(parameter)), name)[0])
+        except (TypeError, AttributeError):
+            # A norm of another make, whose arguments are unknown.
+            pass
+    return float(parameter.float().mean())

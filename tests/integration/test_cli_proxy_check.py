@@ -153,8 +153,11 @@ def test_gradients_too_large_for_exact_products_are_folded(command: Command, sma
     assert found.agreement.cosine_spearman.value == pytest.approx(1.0)
 
 
-def test_a_model_before_training_keeps_shape_and_loses_content() -> None:
-    proxy, again = (Proxy.from_model(tiny_model("llama-biases"), None, GradientConfig()) for _ in range(2))
+@pytest.mark.parametrize(
+    ("family", "norm"), [("llama-biases", 1.0), ("llama-tied", 1.0), ("gpt2", 1.0), ("gemma2", 0.0)]
+)
+def test_a_model_before_training_keeps_shape_and_loses_content(family: str, norm: float) -> None:
+    proxy, again = (Proxy.from_model(tiny_model(family), None, GradientConfig()) for _ in range(2))
     before = {name: value.clone() for name, value in proxy.model.named_parameters()}
     proxy_gradients.forget(proxy, 3)
     proxy_gradients.forget(again, 3)
@@ -165,7 +168,7 @@ def test_a_model_before_training_keeps_shape_and_loses_content() -> None:
             assert float(value.std()) == pytest.approx(0.02, rel=0.15)
             assert abs(np.corrcoef(value.flatten(), before[name].flatten())[0, 1]) < 0.1
         else:
-            assert torch.allclose(value, before[name].mean().expand_as(value))
+            assert torch.equal(value, torch.full_like(value, 0.0 if "bias" in name else norm)), name
     state = torch.get_rng_state()
     proxy_gradients.forget(proxy, 4)
     assert torch.equal(state, torch.get_rng_state())

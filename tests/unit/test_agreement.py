@@ -185,7 +185,7 @@ GOOD = number(0.9)
         (number(0.7, untrained=0.65), number(0.9, 0.6), GOOD, "do not trust", "14%"),
         (number(0.6, untrained=0.65), number(0.9, 0.6), GOOD, "do not trust", "0%"),
         (number(0.19, spread=0.01), number(0.9, 0.6), GOOD, "do not trust", "19%"),
-        (number(0.14), GOOD, GOOD, "do not trust", "no better than chance"),
+        (number(0.14), GOOD, GOOD, "do not trust", "0.14, which is not clearly more than chance (0.00 +- 0.05)"),
         (GOOD, number(0.75, 0.6, 0.02), GOOD, "with care", "information"),
         (GOOD, number(0.7, 0.6, 0.05), GOOD, "do not trust", "information"),
         (GOOD, GOOD, number(0.1, 0.05), "with care", "no more than chance"),

@@ -189,7 +189,8 @@ def judge(cosines: AgainstChance, information: AgainstChance, jaccard: AgainstCh
         return "with care", "So few rows tell nothing from chance; compare more of them, or a smaller budget."
     for _, what, number in known:
         if not number.beyond_chance:
-            return "do not trust", f"{what} no better than chance ({number.value:.2f}, by chance {number.chance:.2f})."
+            by_chance = f"{number.chance:.2f} +- {number.spread or 0.0:.2f}"
+            return "do not trust", f"{what} {number.value:.2f}, which is not clearly more than chance ({by_chance})."
     share, what, number = min(known, key=lambda entry: entry[0])
     below = what == _COSINES and number.untrained is not None and number.untrained > (number.chance or 0.0)
     zero = f"{number.untrained:.2f} before any training" if below else f"{number.chance:.2f} by chance"
