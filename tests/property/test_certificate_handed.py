@@ -25,7 +25,7 @@ def certified(gradients: Any, selection: Selection, chunk: int = 3, share: float
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHEAP_WORK", -1)
         patch.setattr(module, "SHARE", share)
-        patch.setattr(handed, "CHUNK_ROWS", chunk)
+        patch.setattr(handed, "LEAST_ROWS", chunk)
         patch.setattr(knapsack, "CHUNK_ROWS", chunk)
         # What is handed over is used even where a full measure would cost nothing.
         patch.setattr(module.Task, "work", property(lambda task: np.inf))

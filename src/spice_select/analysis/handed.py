@@ -11,12 +11,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spice_select.analysis.knapsack import fractional_sum, measure_leading
-from spice_select.analysis.posterior import CHUNK_ROWS, EPS64, Posterior
+from spice_select.analysis.posterior import EPS64, Posterior
 from spice_select.analysis.prefixes import Bounds, Task, powers
 from spice_select.selection.outlook import Outlook
 
 SHARE = 0.05
 """Multiply-adds that may be spent, over those that the run has spent on rows, where that is no trifle."""
+LEAST_ROWS = 256
+"""Rows that are measured whatever that costs."""
 SAMPLE = 1024
 """Rows by which prefixes are compared before one of them is measured."""
 
@@ -96,5 +98,5 @@ def _try_prefix(
 
 
 def _rows_for(work: float, row: float) -> int:
-    """Rows that the work allows to measure, a chunk at least."""
-    return max(CHUNK_ROWS, int(work / max(row, 1.0)))
+    """Rows that the work allows to measure, a few at least."""
+    return max(LEAST_ROWS, int(work / max(row, 1.0)))
