@@ -91,6 +91,9 @@ def save_checkpoint(folder: str | Path, trainer: ProxyTrainer, meta: Mapping[str
         files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         meta=json.loads(json.dumps(dict(meta))),
     )
+    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
+        # Of a run that was killed here; no other writes into this folder.
+        remove_tree(stale)
     with explained(folder):
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         os.chmod(beside, 0o755)
