@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
 
-from spice_select.analysis.account import Analysis, Subject
+from spice_select.analysis.account import Analysis, PoolFacts, Subject
 from spice_select.analysis.assemble import CLUSTERS, NO_PICKS, Material, Trace, assemble, penalty_text
 from spice_select.analysis.chosen import open_rows, squared_norms
 from spice_select.analysis.overlap import require_same_rows
@@ -108,7 +108,8 @@ def _of_run(folder: RunFolder, config: RunConfig, elsewhere: Path | None) -> Mat
         assert store is not None
         return _of_store(folder.path, store, config)
     record = SelectionRecord.read(folder.record)
-    objective, pools = record.objective, record.schedule is not None and record.schedule.kind == "pools"
+    objective, schedule = record.objective, record.schedule
+    pools = PoolFacts.of(schedule) if schedule is not None and schedule.kind == "pools" else None
     material = Material(
         subject=Subject(
             kind="run",
@@ -132,7 +133,7 @@ def _of_run(folder: RunFolder, config: RunConfig, elsewhere: Path | None) -> Mat
     if pools:
         material.left_out.append(
             "Theory, diversity, length and cluster: every pool of a schedule has gradients of its own, which are not"
-            " kept, and its certificate is its own; the report of the run has them pool by pool."
+            " kept; the report of the run goes pool by pool."
         )
     elif store is None:
         material.left_out.append(

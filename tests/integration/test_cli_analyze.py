@@ -181,6 +181,10 @@ def test_pools_of_a_schedule(command: Command, model: Path, rows_file: Path, tmp
     assert found["trace"]["picks"] == found["subject"]["picks"] == 4
     assert found["trace"]["half_life"] is None
     assert any("schedule" in sentence for sentence in found["left_out"])
+    pools_record = json.loads((out / "selection.json").read_text())["schedule"]["pools"]
+    assert (found["pools"]["pools"], found["pools"]["offered"]) == (2, 40)
+    assert found["pools"]["certificate_least"] == min(pool["certificate"] for pool in pools_record)
+    assert found["pools"]["opposing_last"] == pools_record[-1]["opposing_pairs"]
     assert command("analyze", out, "--by", "domain", *FAST).code == 0
 
 

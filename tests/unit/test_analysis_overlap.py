@@ -59,6 +59,13 @@ def test_overlap_tables_name_every_run() -> None:
     assert [line.split()[1] for line in lines[-3:]] == ["one", "two", "three"]
 
 
+def test_long_names_are_told_apart_by_their_ends() -> None:
+    names = ["/a/very/long/path/to/experiments/first/run", "/a/very/long/path/to/experiments/second/run", "x" * 60]
+    lines = overlaps({key: [1] for key in names}, 9).describe()
+    assert max(map(len, lines)) <= 80
+    assert any("first/run" in line and "second/run" in line for line in lines)
+
+
 def test_coverage_by_hand() -> None:
     labels = ["x", "x", "x", "x", "y", "y", None, "z"]
     found = measure_coverage(labels, [0, 4, 5, 6], pool=[0, 1, 2, 3, 4, 5, 6], by="domain")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Literal
 
-from spice_select.analysis.certificate import Certificate
+import numpy as np
+
+from spice_select.analysis.certificate import Certificate, percent_down
 from spice_select.analysis.comparison import Numbers
 from spice_select.analysis.coverage import Coverage
 from spice_select.analysis.diversity import Diversity
 from spice_select.analysis.overlap import Overlaps
 from spice_select.analysis.pool_theory import PoolTheory
-from spice_select.analysis.tables import number
+from spice_select.analysis.record import ScheduleRecord
+from spice_select.analysis.tables import number, percent
 from spice_select.analysis.theory import TheoryReport
 from spice_select.analysis.theory_text import sections
 
@@ -111,6 +114,60 @@ class TraceFacts(Numbers):
         return lines
 
 
+class PoolFacts(Numbers):
+    """The pools of a schedule, each of which was selected from by itself.
+
+    Attributes:
+        pools: Number of pools.
+        offered: Rows that they offered.
+        certificate_least: Least certificate of a pool; a certificate never speaks of several together.
+        certificate_median: Median of theirs.
+        opposing_first: Share of the pairs of rows whose gradients oppose, in the first pool.
+        opposing_last: The same in the last pool.
+        changed_by_penalty: Picks that the penalty changed, over all pools; None without penalty.
+    """
+
+    pools: int
+    offered: int
+    certificate_least: float | None
+    certificate_median: float | None
+    opposing_first: float | None
+    opposing_last: float | None
+    changed_by_penalty: int | None
+
+    @classmethod
+    def of(cls, schedule: ScheduleRecord) -> PoolFacts:
+        """Gather what a record says pool by pool."""
+        proven = [pool.certificate for pool in schedule.pools if pool.certificate is not None]
+        changed = [pool.changed_by_penalty for pool in schedule.pools if pool.changed_by_penalty is not None]
+        return cls(
+            pools=len(schedule.pools),
+            offered=schedule.offered,
+            certificate_least=min(proven, default=None),
+            certificate_median=float(np.median(proven)) if proven else None,
+            opposing_first=schedule.pools[0].opposing_pairs if schedule.pools else None,
+            opposing_last=schedule.pools[-1].opposing_pairs if schedule.pools else None,
+            changed_by_penalty=sum(changed) if changed else None,
+        )
+
+    def describe(self) -> list[str]:
+        """A few lines."""
+        lines = [f"  {self.pools:,} pools offered {self.offered:,} rows; the information above is a sum over them."]
+        if self.certificate_least is not None:
+            lines.append(
+                f"  Each pool's picks hold at least {percent_down(self.certificate_least)} of what as many rows of it"
+                f" could hold (proven; median {percent_down(self.certificate_median or 0.0)})."
+            )
+        if self.opposing_first is not None:
+            lines.append(
+                f"  Pairs of gradients that oppose: {percent(self.opposing_first)} in the first pool,"
+                f" {percent(self.opposing_last)} in the last."
+            )
+        if self.changed_by_penalty is not None:
+            lines.append(f"  Picks changed by the penalty: {self.changed_by_penalty:,}.")
+        return lines
+
+
 class Analysis(Numbers):
     """All that could be measured; what could not is None, and ``left_out`` says why.
 
@@ -121,6 +178,7 @@ class Analysis(Numbers):
         theory: The theory beside the picks.
         pool_theory: The part of it that needs no picks, where there are none.
         trace: What the trace says alone, where there are no gradients.
+        pools: The pools of a schedule, where there were any.
         diversity: Picks beside random rows.
         coverage: By source, length, cluster and whatever columns were asked for.
         overlap: With other selections of the same rows.
@@ -135,6 +193,7 @@ class Analysis(Numbers):
     theory: TheoryReport | None = None
     pool_theory: PoolTheory | None = None
     trace: TraceFacts | None = None
+    pools: PoolFacts | None = None
     diversity: Diversity | None = None
     coverage: tuple[Coverage, ...] = ()
     overlap: Overlaps | None = None
@@ -149,6 +208,8 @@ class Analysis(Numbers):
         parts: list[tuple[str, list[str]]] = [(f"{names[subject.kind]} {subject.name}", subject.describe())]
         if self.certificate is not None:
             parts.append(("Certificate", [f"  {self.certificate.sentence()}", *self._certificate_lines()]))
+        if self.pools is not None:
+            parts.append(("Pools", self.pools.describe()))
         if self.theory is not None:
             theory = self.theory
             parts += sections(
@@ -192,6 +253,8 @@ class Analysis(Numbers):
             tables |= theory.to_pandas()
         if self.trace is not None:
             tables["trace"] = pandas.DataFrame([self.trace.model_dump()])
+        if self.pools is not None:
+            tables["pools"] = pandas.DataFrame([self.pools.model_dump()])
         if self.diversity is not None:
             tables["diversity"] = self.diversity.to_pandas()
         if self.coverage:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from spice_select.analysis.account import Analysis, Subject, TraceFacts
+from spice_select.analysis.account import Analysis, PoolFacts, Subject, TraceFacts
 from spice_select.analysis.certificate import Certificate, certify_selection
 from spice_select.analysis.chosen import open_rows, squared_norms
 from spice_select.analysis.coverage import Coverage, cluster_labels, length_labels, measure_coverage
@@ -69,7 +69,7 @@ class Material:
     certificate: Certificate | None = None
     others: dict[str, Sequence[int]] = field(default_factory=dict)
     initial: Sequence[int] = ()
-    pools: bool = False
+    pools: PoolFacts | None = None
     left_out: list[str] = field(default_factory=list)
 
 
@@ -212,7 +212,7 @@ def assemble(material: Material, *, clusters: int, samples: int, seed: int, repo
         reporter.stage("Diversity")
         diversity = _diversity(material, picks, seed)
     if theory is None and trace is not None and len(trace.indices):
-        facts = trace.facts(pools=material.pools)
+        facts = trace.facts(pools=material.pools is not None)
     reporter.stage("Coverage")
     found = _coverage(material, picks, clusters, seed)
     beside = None
@@ -230,6 +230,7 @@ def assemble(material: Material, *, clusters: int, samples: int, seed: int, repo
         theory=theory,
         pool_theory=pool_theory,
         trace=facts,
+        pools=material.pools,
         diversity=diversity,
         coverage=found,
         overlap=beside,

@@ -17,6 +17,9 @@ from spice_select.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
+SHOWN = 18
+"""Columns of a run's name in a table."""
+
 
 class Overlap(Numbers):
     """Two selections, a and b.
@@ -67,12 +70,13 @@ class Overlaps(Numbers):
 
     def describe(self) -> list[str]:
         """A line a pair, and for more than two selections the matrix."""
+        short = dict(zip(self.names, _short(self.names), strict=True))
         lines = aligned(
             ("A", "B", "both", "Jaccard", "random", "A in B", "B in A"),
             [
                 (
-                    pair.a,
-                    pair.b,
+                    short[pair.a],
+                    short[pair.b],
                     f"{pair.both:,}",
                     number(pair.jaccard, digits=3),
                     number(pair.expected_jaccard, digits=3),
@@ -89,7 +93,7 @@ class Overlaps(Numbers):
             lines += aligned(
                 ("", *(str(place + 1) for place in range(len(self.names)))),
                 [
-                    (f"{place + 1} {name}", *(f"{value:.3f}" for value in matrix[place]))
+                    (f"{place + 1} {short[name]}", *(f"{value:.3f}" for value in matrix[place]))
                     for place, name in enumerate(self.names)
                 ],
             )
@@ -161,6 +165,18 @@ def require_same_rows(one: SelectionRecord, other: SelectionRecord, *, name: str
             f"--against {name} chose from other rows ({other.n:,} rows, fingerprint {theirs[:12]}, against {one.n:,} "
             f"rows, {ours[:12]}), so row numbers don't match; name a run of the same data sources in the same order."
         )
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """The ends of paths, as many parts as it takes to tell them apart, in few columns."""
+    parts = [name.rstrip("/\\").replace("\\", "/").split("/") for name in names]
+    for depth in range(1, max((len(one) for one in parts), default=0) + 1):
+        ends = ["/".join(one[-depth:]) for one in parts]
+        if len(set(ends)) == len(ends):
+            break
+    else:
+        ends = list(names)
+    return [end if len(end) <= SHOWN else "\N{HORIZONTAL ELLIPSIS}" + end[1 - SHOWN :] for end in ends]
 
 
 def _pair(a: str, rows_a: np.ndarray, b: str, rows_b: np.ndarray, n: int) -> Overlap:
