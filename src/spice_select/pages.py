@@ -34,6 +34,7 @@ from spice_select.run_folder import RunFolder
 from spice_select.selection.options import NormalizeName, scale_of
 
 _NO_STORE = "the map, the rows left out that would add most, and near-duplicates need them"
+_NOT_HERE = f"histograms, {_NO_STORE}; name the folder that holds them with --gradients"
 
 
 class Measured(Protocol):
@@ -258,12 +259,18 @@ def _reread(config: RunConfig, record: SelectionRecord, remarks: list[str]) -> T
 
 def _open_store(folder: Path, record: SelectionRecord, remarks: list[str]) -> GradientStore | None:
     try:
+        if record.schedule is not None and record.schedule.kind == "pools" and not folder.is_dir():
+            remarks.append(f"This run kept no gradients of all rows: histograms, {_NO_STORE}.")
+            return None
+        if not folder.is_dir():
+            remarks.append(f"The gradients of all rows are not in {folder}, and {_NOT_HERE}.")
+            return None
         store = GradientStore.open(folder)
     except SpiceError as error:
-        remarks.append(f"The gradients of all rows are not at hand, and {_NO_STORE}: {error}")
+        remarks.append(f"The gradients of all rows cannot be read, and {_NO_STORE}: {error}")
         return None
     if len(store) != record.n or store.manifest.examples != record.fingerprints.encoded:
-        remarks.append(f"The gradients in {folder} are not those of this run, and {_NO_STORE}.")
+        remarks.append(f"The gradients in {folder} are not those of this run, and {_NOT_HERE}.")
         return None
     return store
 

@@ -130,7 +130,7 @@ def test_what_it_says(page: str) -> None:
     assert "Answer number 200" not in text
 
 
-@pytest.mark.parametrize("letter", ["<", "\u754c", "\x00", "\n"])
+@pytest.mark.parametrize("letter", ["<", "\u754c", "\x00"])
 def test_size_at_ten_thousand_picks_of_long_texts(big: RunContent, letter: str) -> None:
     long = [("user", letter * 20_000), ("assistant", letter * 20_000)]
     page = render_report(replace(big, texts=lambda rows: dict.fromkeys(rows, long)))
@@ -185,7 +185,7 @@ def test_what_the_tables_hold() -> None:
 
 
 def test_every_shown_row_of_the_tables_is_on_the_map() -> None:
-    run = made_run(n=30_000, k=3000, hostile=False)
+    run = made_run(n=9000, k=3000, hostile=False)
     page = render_report(run)
     rows = set(json.loads(Elements(page).scripts[1])["row"])
     assert set(run.trace.indices[:200].tolist()) <= rows
@@ -193,7 +193,7 @@ def test_every_shown_row_of_the_tables_is_on_the_map() -> None:
 
 
 def test_pools_are_shown_one_by_one() -> None:
-    run = made_run(hostile=False)
+    run = made_run(n=100, k=20, hostile=False)
     pools = tuple(
         PoolRecord(
             pool=place, step=10 * place, offered=120, picks=12, loss=2.5 - place / 100, information=9.0,
@@ -231,7 +231,7 @@ def test_verdict_in_three_sentences() -> None:
 
 
 def test_many_sources_are_cut() -> None:
-    run = made_run(n=3000, k=100, hostile=False)
+    run = made_run(n=300, k=20, hostile=False)
     record = run.record
     share = record.summary.sources[0]
     sources = tuple(share.model_copy(update={"name": f"s{i}", "pool": i}) for i in range(500))

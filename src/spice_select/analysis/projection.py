@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 32 << 20
 OVERSAMPLING = 10
-ITERATIONS = 8
+ITERATIONS = 6
 """Passes that turn the subspace towards the leading axes; each reads the sampled rows once."""
-MOST_ROWS = 20_000
+MOST_ROWS = 10_000
 """Rows that the axes are found from; a plane through evenly spaced ones looks the same."""
 
 

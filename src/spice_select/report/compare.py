@@ -17,6 +17,8 @@ from spice_select.report.page import BALANCE_ROWS, Plot
 from spice_select.report.render import render
 from spice_select.report.tables import Cell, Line, Table, four_digits, source_cells
 
+SMOOTHED = 50
+"""Points of a line; single picks of several runs would hide each other."""
 LISTED = 40
 """Rows of each list of shared or unshared picks."""
 
@@ -105,7 +107,7 @@ def render_comparison(contents: Sequence[RunContent]) -> str:
         ),
         overlaps=found,
         course=_course(contents),
-        averaged=max(len(content.trace.indices) for content in contents) > plots.MOST_POINTS,
+        averaged=max(len(content.trace.indices) for content in contents) > SMOOTHED,
         balance=_balance(records),
         tables=tables,
         version=records[0].versions.get("spice-select", ""),
@@ -138,22 +140,23 @@ def _digest(messages: Messages) -> str:
 def _course(contents: Sequence[RunContent]) -> tuple[Plot, ...]:
     names = [content.title for content in contents]
 
-    def curves(title: str, about: str, label: str, key: str, values: Sequence[np.ndarray], log: bool = False) -> Plot:
+    def curves(title: str, about: str, label: str, values: Sequence[np.ndarray], *, log: bool = False) -> Plot:
         series = list(zip(names, values, strict=True))
-        return Plot(title, about, plots.curves(series, label=label, description=about, key=key, log=log))
+        most = plots.MOST_POINTS if title == "Information" else SMOOTHED
+        key = title.lower()
+        return Plot(title, about, plots.curves(series, label=label, description=about, key=key, log=log, most=most))
 
     traces = [content.trace for content in contents]
     return (
         curves(
             "Information",
-            "Information of the first picks together; runs of another Fisher scale or model have other nats.",
+            "Information of the first picks together; with another Fisher scale or model the nats are others.",
             "nats",
-            "information",
             [np.cumsum(trace.gains) for trace in traces],
         ),
-        curves("Gain", "What each pick added.", "nats", "gain", [trace.gains for trace in traces], log=True),
-        curves("Epsilon", "What the earlier picks took away.", "nats", "epsilon", [trace.epsilons for trace in traces]),
-        curves("Conflict", "Conflict of each pick.", "conflict", "conflict", [trace.conflicts for trace in traces]),
+        curves("Gain", "What each pick added.", "nats", [trace.gains for trace in traces], log=True),
+        curves("Epsilon", "What the earlier picks took away.", "nats", [trace.epsilons for trace in traces]),
+        curves("Conflict", "Conflict of each pick.", "conflict", [trace.conflicts for trace in traces]),
     )
 
 

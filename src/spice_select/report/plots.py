@@ -41,6 +41,7 @@ def curves(
     key: str,
     log: bool = False,
     across: str = "pick",
+    most: int = MOST_POINTS,
 ) -> Markup:
     """Values by rank, averaged where there are many.
 
@@ -51,11 +52,12 @@ def curves(
         key: Prefix of its identifiers, of its own within the page.
         log: Whether the vertical axis is logarithmic; values that are not positive are left out.
         across: Label of the horizontal axis.
+        most: Points of a line; more values are averaged.
     """
     assert len(series) <= MOST_SERIES
     figure, axes = _empty(label, across)
     for place, (name, values) in enumerate(series):
-        ranks, heights = _thinned(np.asarray(values, dtype=np.float64))
+        ranks, heights = _thinned(np.asarray(values, dtype=np.float64), most)
         if log:
             ranks, heights = ranks[heights > 0], heights[heights > 0]
         if not len(ranks):
@@ -111,19 +113,20 @@ def histogram(
     return _svg(figure, description, key)
 
 
-def _thinned(values: Float[np.ndarray, " k"]) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """Ranks from 1 and values, or the means of at most MOST_POINTS neighbouring groups."""
+def _thinned(values: Float[np.ndarray, " k"], most: int) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """Ranks from 1 and values, or the means of at most ``most`` neighbouring groups."""
     ranks = np.arange(1.0, len(values) + 1)
-    if len(values) <= MOST_POINTS:
+    if len(values) <= most:
         return ranks, values
-    edges = np.linspace(0, len(values), MOST_POINTS + 1).astype(np.int64)
+    edges = np.linspace(0, len(values), most + 1).astype(np.int64)
     sizes = np.diff(edges)
     return np.add.reduceat(ranks, edges[:-1]) / sizes, np.add.reduceat(values, edges[:-1]) / sizes
 
 
 def _plain_label(name: str) -> str:
     """A name as a legend takes it: short, of letters that the drawing's font has, and never a formula."""
-    kept = "".join(character if 0x20 <= ord(character) < 0x250 else "?" for character in name[:28])
+    short = name if len(name) <= 28 else f"{name[:13]}..{name[-13:]}"
+    kept = "".join(character if 0x20 <= ord(character) < 0x250 else "?" for character in short)
     # Matplotlib passes over names that begin with an underscore, and reads what stands between dollar signs.
     return kept.lstrip("_").replace("$", "\\$") or "run"
 

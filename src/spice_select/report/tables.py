@@ -139,9 +139,11 @@ def _conflicting(content: RunContent) -> Table:
 def _left_out(content: RunContent) -> Table:
     rejected = content.rejected
     if rejected is not None and len(rejected.indices):
-        shown = rejected.indices[: min(OTHERS, max(rejected.leading, 1))].tolist()
+        shown = rejected.indices[:OTHERS].tolist()
         gains = dict(zip(rejected.indices.tolist(), rejected.gains.tolist(), strict=True))
         about = "What each would still add after the last pick, in nats, largest first."
+        if rejected.leading < len(shown):
+            about += f" Only the {len(rejected.indices):,} of largest norm were measured, to keep this short."
     else:
         shown, gains = _by_norm(content), {}
         about = "By gradient norm, largest first."

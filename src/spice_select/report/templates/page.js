@@ -47,10 +47,35 @@
     var words = null;
     var current = -1;
     var pinned = false;
+    /* What is seen: a window of the drawing around a point, so many times enlarged. */
+    var view = { zoom: 1, x: 300, y: 300 };
+    var dragged = null;
+    var cross = drawing.querySelector(".cross");
+    var centre = cross.dataset;
     for (var i = 0; i < total; i += 1) { fits.push(true); shown.push(true); }
 
+    function px(x) { return (x - view.x) * view.zoom + 300; }
+    function py(y) { return (y - view.y) * view.zoom + 300; }
+    function look(zoom, x, y) {
+      view.zoom = Math.min(64, Math.max(1, zoom));
+      var reach = 300 - 300 / view.zoom;
+      view.x = Math.min(300 + reach, Math.max(300 - reach, x));
+      view.y = Math.min(300 + reach, Math.max(300 - reach, y));
+      draw();
+      mark();
+      Array.prototype.forEach.call(document.querySelectorAll("#zoom button"), function (button) {
+        button.disabled = button.dataset.zoom === "in" ? view.zoom >= 64 : view.zoom <= 1;
+      });
+    }
+    function zoomBy(factor) {
+      var at = current >= 0 ? { x: data.x[current], y: data.y[current] } : view;
+      look(view.zoom * factor, at.x, at.y);
+    }
     function shape(kind, x, y) {
-      if (kind === 0) { return "M" + x + "," + y + "h0"; }
+      x = px(x).toFixed(1);
+      y = py(y);
+      if (x < -20 || x > 620 || y < -20 || y > 620) { return ""; }
+      if (kind === 0) { return "M" + x + "," + y.toFixed(1) + "h0"; }
       if (kind === 2) { return "M" + x + "," + (y - 5.5).toFixed(1) + "l5.5,5.5l-5.5,5.5l-5.5,-5.5z"; }
       return "M" + x + "," + (y - 6).toFixed(1) + "l5.5,10h-11z";
     }
@@ -66,6 +91,7 @@
       }
       paths.forEach(function (parts, kind) { document.getElementById("kind-" + kind).setAttribute("d", parts.join("")); });
       document.getElementById("faint").setAttribute("d", faint.join(""));
+      cross.setAttribute("d", "M" + px(+centre.x) + ",0v600M0," + py(+centre.y) + "h600");
       if (current >= 0 && !shown[current]) { pinned = false; show(-1); }
     }
     function element(name, text, type) {
@@ -81,11 +107,21 @@
       pair.appendChild(element("dd", String(value)));
       list.appendChild(pair);
     }
+    function mark() {
+      ring.setAttribute("cx", current < 0 ? -50 : px(data.x[current]));
+      ring.setAttribute("cy", current < 0 ? -50 : py(data.y[current]));
+    }
+    function step(place) {
+      var half = 290 / view.zoom;
+      if (Math.abs(data.x[place] - view.x) > half || Math.abs(data.y[place] - view.y) > half) {
+        look(view.zoom, data.x[place], data.y[place]);
+      }
+      show(place);
+    }
     function show(place) {
       if (place === current) { return; }
       current = place;
-      ring.setAttribute("cx", place < 0 ? -50 : data.x[place]);
-      ring.setAttribute("cy", place < 0 ? -50 : data.y[place]);
+      mark();
       detail.textContent = "";
       if (place < 0) { detail.appendChild(hint); return; }
       var head = element("h3", data.rank[place] ? "Pick " + data.rank[place] : "Left out");
@@ -125,7 +161,9 @@
       /* Later points are drawn above earlier ones, so of two as near the later is meant. */
       for (var i = 0; i < total; i += 1) {
         if (!shown[i]) { continue; }
-        var gap = (data.x[i] - x) * (data.x[i] - x) + (data.y[i] - y) * (data.y[i] - y);
+        var across = px(data.x[i]) - x;
+        var down = py(data.y[i]) - y;
+        var gap = across * across + down * down;
         if (gap <= least) { least = gap; best = i; }
       }
       return best;
@@ -137,7 +175,7 @@
         if (!shown[i] || i === current) { continue; }
         var ahead = (data.x[i] - data.x[current]) * dx + (data.y[i] - data.y[current]) * dy;
         var aside = Math.abs((data.x[i] - data.x[current]) * dy) + Math.abs((data.y[i] - data.y[current]) * dx);
-        if (ahead <= 0 || aside > ahead) { continue; }
+        if (ahead < 0.05 || aside > ahead) { continue; }
         if (ahead + 2 * aside < least) { least = ahead + 2 * aside; best = i; }
       }
       return best;
@@ -156,16 +194,36 @@
       var found = byRank(1);
       return found >= 0 ? found : shown.indexOf(true);
     }
+    plane.addEventListener("pointerdown", function (event) {
+      dragged = view.zoom > 1 && event.button === 0 ? { x: event.clientX, y: event.clientY, far: false } : null;
+    });
     plane.addEventListener("pointermove", function (event) {
+      if (dragged && event.buttons === 1 && event.pointerType !== "touch") {
+        var dx = event.clientX - dragged.x;
+        var dy = event.clientY - dragged.y;
+        if (dragged.far || Math.abs(dx) + Math.abs(dy) > 4) {
+          var size = 600 / drawing.getBoundingClientRect().width / view.zoom;
+          dragged = { x: event.clientX, y: event.clientY, far: true };
+          look(view.zoom, view.x - dx * size, view.y - dy * size);
+        }
+        return;
+      }
       if (!pinned && event.pointerType !== "touch") { show(nearest(event, 16)); }
     });
     plane.addEventListener("pointerleave", function (event) {
       if (!pinned && event.pointerType !== "touch" && document.activeElement !== plane) { show(-1); }
     });
     plane.addEventListener("click", function (event) {
+      if (dragged && dragged.far) { dragged = null; return; }
       var place = nearest(event, 28);
       pinned = place >= 0;
       show(place);
+    });
+    plane.addEventListener("dblclick", function (event) {
+      var box = drawing.getBoundingClientRect();
+      var x = (event.clientX - box.left) * 600 / box.width;
+      var y = (event.clientY - box.top) * 600 / box.width;
+      look(view.zoom * 2, view.x + (x - 300) / view.zoom, view.y + (y - 300) / view.zoom);
     });
     plane.addEventListener("focus", function () {
       if (current < 0 && plane.matches(":focus-visible")) { show(first()); }
@@ -178,12 +236,22 @@
       else if (event.key === "PageDown") { place = byRank(1); }
       else if (event.key === "PageUp") { place = byRank(-1); }
       else if (event.key === "Home") { current = -1; place = first(); }
+      else if (event.key === "+" || event.key === "=") { zoomBy(2); }
+      else if (event.key === "-") { zoomBy(0.5); }
+      else if (event.key === "0") { look(1, 300, 300); }
       else if (event.key === "Enter" || event.key === " ") { pinned = current >= 0; place = current; }
       else if (event.key === "Escape") { pinned = false; show(-1); return; }
       else { return; }
       event.preventDefault();
-      if (place >= 0) { show(place); }
+      if (place >= 0) { step(place); }
     });
+    Array.prototype.forEach.call(document.querySelectorAll("#zoom button"), function (button) {
+      button.addEventListener("click", function () {
+        if (button.dataset.zoom === "whole") { look(1, 300, 300); }
+        else { zoomBy(button.dataset.zoom === "in" ? 2 : 0.5); }
+      });
+    });
+    look(1, 300, 300);
     boxes.forEach(function (box) { box.addEventListener("change", draw); });
     return {
       total: total,
@@ -222,7 +290,7 @@
         list.open = true;
         filter();
         /* The button is gone: the focus goes on where the new lines begin. */
-        var next = rows[few].querySelector("summary");
+        var next = rows.length > few ? rows[few].querySelector("summary") : null;
         if (next) { next.focus({ preventScroll: true }); }
       });
       return list;
