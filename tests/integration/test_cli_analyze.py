@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -269,11 +269,9 @@ def test_the_same_in_python(made: Path) -> None:
     assert found.subject.dim == store.dim == 128
 
 
-def test_the_example_runs(tmp_path: Path) -> None:
-    script = ROOT / "examples" / "analysis.py"
+def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     figure = tmp_path / "figure.png"
-    arguments = [sys.executable, str(script), "--demo-rows", "60", "--figure", str(figure)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=400, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Information at equal numbers of rows" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["analysis.py", "--demo-rows", "60", "--figure", str(figure)])
+    runpy.run_path(str(ROOT / "examples" / "analysis.py"), run_name="__main__")
+    assert "Information at equal numbers of rows" in capsys.readouterr().out
     assert figure.read_bytes().startswith(b"\x89PNG")
