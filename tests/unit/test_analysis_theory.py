@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,15 @@ def test_gains_of_another_objective_are_told() -> None:
     rows = pool()
     selection = select(rows, budget=10, fisher="paper-diag")
     assert any("log-determinant" in note for note in analysed(rows, selection).notes)
+
+
+def test_scales_at_which_rounding_decides_are_said() -> None:
+    rows = pool(100, 12)
+    rows[3] = rows[4]
+    large = select(rows, budget=30, alpha=1e11)
+    assert any("rounding" in note for note in analysed(rows, large).notes)
+    with pytest.raises(ConfigError, match="alpha is too large"):
+        analysed(rows, dataclasses.replace(large, alpha=1e18))
 
 
 def test_rows_that_hold_no_numbers_and_excluded_rows_play_no_part() -> None:

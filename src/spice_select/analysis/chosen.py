@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from spice_select.analysis.posterior import CHUNK_ROWS, ScaledRows
+from spice_select.errors import ConfigError
 from spice_select.selection.options import plain_array
 from spice_select.selection.rows import as_rows
 
@@ -69,8 +70,18 @@ def gather(rows: ScaledRows, numbers: Int[np.ndarray, " m"]) -> Float[np.ndarray
 
 
 def cholesky(matrix: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
-    """Lower Cholesky factor."""
-    return torch.linalg.cholesky(torch.from_numpy(matrix)).numpy()
+    """Lower Cholesky factor of I + a F in either form.
+
+    Raises:
+        ConfigError: Rounding has made it singular.
+    """
+    factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(matrix))
+    if failed.item():
+        raise ConfigError(
+            f"alpha is too large for these gradients: I + a F reaches {np.diagonal(matrix).max():.1e}, and float64 "
+            "can't factorise it; use a smaller alpha, or 'auto'."
+        )
+    return factor.numpy()
 
 
 def solve_lower(factor: Float[np.ndarray, "m m"], right: Float[np.ndarray, "m b"]) -> Float[np.ndarray, "m b"]:

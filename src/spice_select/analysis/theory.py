@@ -21,6 +21,7 @@ from spice_select.analysis.decomposition import Decomposition, decompose_picks, 
 from spice_select.analysis.opposition import against_mean
 from spice_select.analysis.trajectory import Trajectory, follow
 from spice_select.errors import ConfigError
+from spice_select.selection.options import LARGEST_SCALE
 
 if TYPE_CHECKING:
     import pandas
@@ -207,7 +208,13 @@ def _check(
 
 
 def _notes(report: TheoryReport) -> Iterator[str]:
-    if report.picks.error > RECONSTRUCTION:
+    largest = float(np.exp(max(report.picks.base))) - 1.0
+    if report.error > RECONSTRUCTION and largest > LARGEST_SCALE:
+        yield (
+            f"a |g|^2 reaches {largest:.1e}, where rounding leaves few digits: base + epsilon misses gains by up to "
+            f"{report.error:.2g} nats."
+        )
+    elif report.picks.error > RECONSTRUCTION:
         yield (
             f"The gains of the picks differ from base + epsilon by up to {report.picks.error:.2g} nats: they are not "
             "those of the exact log-determinant of these rows."
