@@ -45,6 +45,8 @@ class Cost(BaseModel):
         peak_memory_bytes: Largest memory seen while measuring, and the buffer of one shard.
         gradient_seconds: Time to collect the gradients.
         selection_seconds: Time to select.
+        training_seconds: Time to train the proxy on the way, at the speed of its gradients.
+        kept: Whether gradients are kept; pools keep inner products at most.
         measured_batches: Batches that the prediction rests on.
         measured_tokens_per_second: Their speed.
     """
@@ -63,6 +65,8 @@ class Cost(BaseModel):
     peak_memory_bytes: int
     gradient_seconds: float
     selection_seconds: float
+    training_seconds: float = 0.0
+    kept: bool = True
     measured_batches: int
     measured_tokens_per_second: float
 
@@ -120,6 +124,35 @@ def estimate(engine: GradientEngine, encoded: Encoded, config: RunConfig, *, pic
         selection_seconds=_selection_seconds(int(usable.sum()), dim, picks),
         measured_batches=count,
         measured_tokens_per_second=float(padded.sum() / seconds),
+    )
+
+
+def with_warmup(cost: Cost, trained_tokens: int) -> Cost:
+    """The cost with a warm-up on that many tokens."""
+    return cost.model_copy(update={"training_seconds": trained_tokens / cost.measured_tokens_per_second})
+
+
+def in_pools(cost: Cost, config: RunConfig, trained_tokens: int) -> Cost:
+    """The cost of a schedule of pools, from that of its gradients: no store, a Gram matrix a pool, and training.
+
+    Args:
+        cost: Estimated with the engine of the weights that are trained.
+        config: The settings of the run.
+        trained_tokens: Tokens of the warm-up; those of the picks are added here.
+    """
+    schedule = config.schedule
+    size = min(schedule.pool_size, cost.usable)
+    pools = -(-cost.usable // size)
+    picked = cost.tokens * cost.picks / max(1, cost.usable)
+    return cost.model_copy(
+        update={
+            "disk_bytes": 8 * pools * size * size if schedule.keep_gram else 0,
+            "peak_memory_bytes": cost.peak_memory_bytes + schedule.gram_bytes,
+            # A pool's greedy is a few products of its Gram matrix: milliseconds.
+            "selection_seconds": 0.01 * pools,
+            "kept": False,
+            "training_seconds": (trained_tokens + picked) / cost.measured_tokens_per_second,
+        }
     )
 
 

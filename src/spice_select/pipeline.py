@@ -9,7 +9,7 @@ from typing import Any
 from spice_select.analysis.activity import measure_activity
 from spice_select.analysis.certificate import Certificate, certify
 from spice_select.config import RunConfig, load_config
-from spice_select.cost import Cost, estimate
+from spice_select.cost import Cost, estimate, in_pools, with_warmup
 from spice_select.errors import ConfigError, StoreMismatch
 from spice_select.files import Lock, make_folder, remove_tree
 from spice_select.gradients.capture import GradientEngine
@@ -20,12 +20,13 @@ from spice_select.gradients.store import GradientStore
 from spice_select.online import run_pools
 from spice_select.paths import with_whole_paths
 from spice_select.pool import Pool, check_selection, excluded_rows, group_labels, read_pool, rows_in_hand
+from spice_select.preconditions import require_budget, require_named, require_same_gradients, warn_of_patterns
 from spice_select.reporter import Clock, Reporter, Silent, heard
 from spice_select.results import Measured, RunResult, StoreResult, deliver
 from spice_select.run_folder import RunFolder
 from spice_select.schedule.ranks import Ranks, joined
-from spice_select.schedule.session import check_pools, load_base, warmed
-from spice_select.schedule.warmup import WarmUp, wanted, warm_record
+from spice_select.schedule.session import check_pools, learning_engine, load_base, warmed
+from spice_select.schedule.warmup import WarmUp, wanted, warm_record, warmup_rows
 from spice_select.selection import Selection, select
 from spice_select.selection.budget import Budget
 
@@ -48,15 +49,15 @@ def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> Ru
         DataError, ModelError: Something that cannot be read.
         OutputError, ResourceError: Something that cannot be written.
     """
-    _require(config, output=True)
-    _require_budget(config)
+    require_named(config, output=True)
+    require_budget(config)
     with joined() as ranks:
         reporter = reporter if ranks.main else Silent()
         folder = RunFolder(config.output.folder)
         with ranks.together():
             if ranks.main:
                 folder.check(config, overwrite=overwrite, selection=True)
-        _warn_of_patterns(folder, reporter)
+        warn_of_patterns(folder, reporter)
         clock = Clock()
         with ranks.together():
             if config.schedule.kind == "pools":
@@ -75,7 +76,7 @@ def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> Ru
 
 def collect(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> StoreResult | None:
     """Measure the gradient of every row and leave the store; arguments, result and errors as for :func:`run`."""
-    _require(config, output=True)
+    require_named(config, output=True)
     if config.schedule.kind == "pools":
         raise ConfigError("schedule.kind pools measures and selects in turn; use 'spice-select run', or kind fixed.")
     with joined() as ranks:
@@ -123,11 +124,11 @@ def select_from(
     if budget is not None:
         flags["selection"] = {"budget": budget}
     config = with_whole_paths(load_config(origin.config, overrides, flags, preset))
-    _require_same_gradients(earlier, config)
-    _require_budget(config)
+    require_same_gradients(earlier, config)
+    require_budget(config)
     folder = RunFolder(config.output.folder)
     folder.check(config, overwrite=overwrite, selection=True)
-    _warn_of_patterns(folder, reporter)
+    warn_of_patterns(folder, reporter)
     clock = Clock()
     store = GradientStore.open(origin.gradients)
     pool = read_pool(config, reporter, clock)
@@ -144,50 +145,25 @@ def select_from(
 
 def dry_run(config: RunConfig, reporter: Reporter, *, selection: bool = True) -> Cost:
     """Measure a few batches of this very model and data and say what the whole would cost; nothing is written."""
-    _require(config, output=False)
+    require_named(config, output=False)
     if selection:
-        _require_budget(config)
+        require_budget(config)
     if config.output.folder:
         RunFolder(config.output.folder).check(config, overwrite=True, selection=selection)
+    pools = config.schedule.kind == "pools"
+    if pools:
+        check_pools(config, reporter)
     pool = read_pool(config, reporter, Clock())
     picks = check_selection(config, pool).rows if selection else 0
-    _, engine = _load_engine(config, pool, reporter)
+    if pools:
+        engine = learning_engine(config, Ranks(), reporter, Clock())
+    else:
+        _, engine = _load_engine(config, pool, reporter)
     reporter.stage("Measuring a few batches")
-    return estimate(engine, pool.encoded, config, picks=picks)
-
-
-def _require(config: RunConfig, *, output: bool) -> None:
-    if not any(config.data.sources):
-        raise ConfigError("No data was named; give files, folders or Hub ids, such as 'spice-select run rows.jsonl'.")
-    if not all(config.data.sources):
-        raise ConfigError("A source of data.sources has an empty name; leave it out, or name '.' for this folder.")
-    if not config.model.name:
-        raise ConfigError("No proxy model was named; give a folder or Hub id with --model.")
-    if output and not config.output.folder:
-        raise ConfigError("No output folder was named; give one with --output.")
-
-
-def _warn_of_patterns(folder: RunFolder, reporter: Reporter) -> None:
-    path = str(folder.path.absolute())
-    if found := sorted(set(path) & set("*?[")):
-        reporter.warn(
-            f"The output {path} has {' and '.join(found)} in its path, which datasets.load_dataset reads as a pattern; "
-            "rename it before you load it."
-        )
-
-
-def _require_budget(config: RunConfig) -> None:
-    if config.selection.budget is None and config.selection.stop_ratio is None:
-        raise ConfigError("No budget was given; give one with --budget (such as 10%), or a selection.stop_ratio.")
-
-
-def _require_same_gradients(earlier: RunConfig, later: RunConfig) -> None:
-    for section in ("data", "model", "gradients", "schedule", "seed"):
-        if getattr(earlier, section) != getattr(later, section):
-            raise ConfigError(
-                f"A setting of '{section}' belongs to the gradients, which are there already; "
-                "set selection settings only, or collect again into another folder."
-            )
+    cost = estimate(engine, pool.encoded, config, picks=picks)
+    drawn = warmup_rows(pool.encoded.usable, config.schedule, config.seed) if wanted(config.schedule) else []
+    trained = int(pool.encoded.lengths[drawn].sum()) if len(drawn) else 0
+    return in_pools(cost, config, trained) if pools else with_warmup(cost, trained)
 
 
 def _load_engine(

@@ -42,8 +42,11 @@ def show_cost(cost: Cost, *, as_json: bool) -> None:
         "gradients": f"{duration(cost.gradient_seconds)} at {cost.measured_tokens_per_second:,.0f} tokens/s, "
         f"measured on {cost.measured_batches} batches",
         "selection": duration(cost.selection_seconds),
+        **({"training": duration(cost.training_seconds)} if cost.training_seconds else {}),
         "disk": f"{size(cost.disk_bytes)} for gradients of {cost.gradient_dim:,} numbers "
-        f"({size(cost.disk_free_bytes)} free)",
+        f"({size(cost.disk_free_bytes)} free)"
+        if cost.kept
+        else f"{size(cost.disk_bytes)} for inner products ({size(cost.disk_free_bytes)} free)",
         "peak memory": size(cost.peak_memory_bytes),
     }
     for name, value in lines.items():

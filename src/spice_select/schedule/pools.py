@@ -283,6 +283,8 @@ class PoolSchedule:
             result = self._trainer.train(ids, masks, taken, f"after {pools}")
         except Diverged as error:
             raise self._diverged(pools - 1, error.loss) from None
+        # A GPU need not repeat itself; on a CPU the processes agree without this.
+        self._trainer.share(self._ranks)
         self.trainings.append(
             TrainingRecord(
                 after=pools,

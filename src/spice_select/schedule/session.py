@@ -100,6 +100,14 @@ def load_base(config: RunConfig, ranks: Ranks, reporter: Reporter, clock: Clock)
     return proxy
 
 
+def learning_engine(config: RunConfig, ranks: Ranks, reporter: Reporter, clock: Clock) -> GradientEngine:
+    """Gradients of the weights that pools train, on the proxy as it comes: to see what they cost."""
+    base = load_base(config, ranks, reporter, clock)
+    with heard(reporter):
+        proxy = attach_adapters(base, config.schedule, config.seed, config.gradients.layers)
+        return GradientEngine(proxy, trained_scope(config.gradients, config.schedule))
+
+
 def warmed(
     config: RunConfig,
     base: Proxy,

@@ -109,6 +109,7 @@ def warm_up(
                 f"The proxy diverged in the warm-up (loss {error.loss:g} at step {error.step + 1}); set "
                 f"schedule.learning_rate below {schedule.learning_rate:g}."
             ) from None
+        trainer.share(ranks)
         training = TrainingRecord(
             after=0,
             examples=len(rows),

@@ -1,0 +1,58 @@
+"""What a command must have been told before it begins."""
+
+from __future__ import annotations
+
+from spice_select.config import RunConfig
+from spice_select.errors import ConfigError
+from spice_select.reporter import Reporter
+from spice_select.run_folder import RunFolder
+
+
+def require_named(config: RunConfig, *, output: bool) -> None:
+    """Rows, a proxy and, where something will be written, an output must be named.
+
+    Raises:
+        ConfigError: One is missing.
+    """
+    if not any(config.data.sources):
+        raise ConfigError("No data was named; give files, folders or Hub ids, such as 'spice-select run rows.jsonl'.")
+    if not all(config.data.sources):
+        raise ConfigError("A source of data.sources has an empty name; leave it out, or name '.' for this folder.")
+    if not config.model.name:
+        raise ConfigError("No proxy model was named; give a folder or Hub id with --model.")
+    if output and not config.output.folder:
+        raise ConfigError("No output folder was named; give one with --output.")
+
+
+def warn_of_patterns(folder: RunFolder, reporter: Reporter) -> None:
+    """Say that a path will be read as a pattern by those who load the result."""
+    path = str(folder.path.absolute())
+    if found := sorted(set(path) & set("*?[")):
+        reporter.warn(
+            f"The output {path} has {' and '.join(found)} in its path, which datasets.load_dataset reads as a pattern; "
+            "rename it before you load it."
+        )
+
+
+def require_budget(config: RunConfig) -> None:
+    """A selection needs a budget or a stop ratio.
+
+    Raises:
+        ConfigError: It has neither.
+    """
+    if config.selection.budget is None and config.selection.stop_ratio is None:
+        raise ConfigError("No budget was given; give one with --budget (such as 10%), or a selection.stop_ratio.")
+
+
+def require_same_gradients(earlier: RunConfig, later: RunConfig) -> None:
+    """Refuse settings that gradients which are there already cannot answer to.
+
+    Raises:
+        ConfigError: A setting of rows, proxy, gradients or schedule differs.
+    """
+    for section in ("data", "model", "gradients", "schedule", "seed"):
+        if getattr(earlier, section) != getattr(later, section):
+            raise ConfigError(
+                f"A setting of '{section}' belongs to the gradients, which are there already; "
+                "set selection settings only, or collect again into another folder."
+            )
