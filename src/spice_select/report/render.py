@@ -69,7 +69,7 @@ def _finalize(value: object) -> object:
 
 def _commands(sentence: str) -> Markup:
     """A sentence whose settings look like what is typed, and don't break at their hyphens."""
-    return Markup(re.sub(r"--set [a-z_.]+=[a-z_]+", r"<code>\g<0></code>", str(markup(sentence))))
+    return Markup(re.sub(r"--set [a-z_.]+=[a-z_0-9]+|--schedule [a-z]+", r"<code>\g<0></code>", str(markup(sentence))))
 
 
 def _asset(name: str) -> str:
