@@ -16,25 +16,29 @@ from spice_select.analysis.record import SelectionRecord
 from spice_select.analysis.rejected import measure_rejected
 from spice_select.config import RunConfig
 from spice_select.data.row_numbers import read_row_numbers
-from spice_select.data.schema import detect_schemas
-from spice_select.data.sources import load_rows
 from spice_select.errors import ConfigError, SpiceError
 from spice_select.files import write_text
 from spice_select.gradients.store import GradientStore
 from spice_select.pool import Pool, excluded_rows, rows_in_hand
 from spice_select.report.compare import render_comparison
-from spice_select.report.content import RunContent, Texts, Trace
+from spice_select.report.content import RunContent, Trace
 from spice_select.report.markdown import render_markdown
 from spice_select.report.page import write_report
 from spice_select.report.plots import MOST_SERIES
 from spice_select.report.points import map_rows
-from spice_select.report.saved import first_known, read_trace, texts_of_picks, texts_of_rows
+from spice_select.report.saved import (
+    NO_STORE,
+    first_known,
+    open_store,
+    read_trace,
+    source_labels,
+    texts_of_picks,
+    texts_of_rows,
+    texts_of_sources,
+)
 from spice_select.report.tables import example_tables
 from spice_select.run_folder import RunFolder
 from spice_select.selection.options import NormalizeName, scale_of
-
-_NO_STORE = "the map, the rows left out that would add most, and near-duplicates need them"
-_NOT_HERE = f"histograms, {_NO_STORE}; name the folder that holds them with --gradients"
 
 
 class Measured(Protocol):
@@ -87,7 +91,7 @@ def write_page(
         norms=np.sqrt(np.asarray(measured.squared_norms, dtype=np.float64)),
         usable=measured.usable & ~excluded_rows(config, pool),
         texts=texts_of_rows(pool.rows, pool.schemas),
-        remarks=() if store is not None else (f"This run kept no gradients of all rows: {_NO_STORE}.",),
+        remarks=() if store is not None else (f"This run kept no gradients of all rows: {NO_STORE}.",),
     )
     write_report(folder.report, content if store is None else _measured(content, store, rows_in_hand(config, pool)))
 
@@ -177,16 +181,16 @@ def open_run(folder: RunFolder, *, gradients: Path | None = None, measure: bool 
     remarks: list[str] = []
     config = _read_config(folder, remarks)
     own = texts_of_picks(folder, trace)
-    rows = _reread(config, record, remarks) if measure and config is not None else None
+    rows = texts_of_sources(config, record, remarks) if measure and config is not None else None
     content = RunContent(
         title=f"SPICE selection: {folder.path.absolute().name}",
         record=record,
         trace=trace,
-        sources=_labels(record),
+        sources=source_labels(record),
         texts=own if rows is None else first_known(own, rows),
     )
     if measure:
-        store = _open_store(gradients or folder.gradients, record, remarks)
+        store = open_store(gradients or folder.gradients, record, remarks)
         if store is not None:
             content = _with_store(content, store, config, remarks)
     return replace(content, remarks=tuple(remarks))
@@ -242,43 +246,6 @@ def _read_config(folder: RunFolder, remarks: list[str]) -> RunConfig | None:
     except SpiceError as error:
         remarks.append(f"The texts of rows left out are not shown, as the settings are not at hand: {error}")
         return None
-
-
-def _reread(config: RunConfig, record: SelectionRecord, remarks: list[str]) -> Texts | None:
-    """The rows of the sources, if they are what the run has read."""
-    try:
-        rows = load_rows(config.data.sources, split=config.data.split, limit=config.data.limit)
-        if record.fingerprints.rows != rows.fingerprint:
-            remarks.append("The texts of rows left out are not shown, as the sources have changed since the run.")
-            return None
-        return texts_of_rows(rows, detect_schemas(rows, config.data.columns))
-    except SpiceError as error:
-        remarks.append(f"The texts of rows left out are not shown, as their sources cannot be read: {error}")
-        return None
-
-
-def _open_store(folder: Path, record: SelectionRecord, remarks: list[str]) -> GradientStore | None:
-    try:
-        if record.schedule is not None and record.schedule.kind == "pools" and not folder.is_dir():
-            remarks.append(f"This run kept no gradients of all rows: histograms, {_NO_STORE}.")
-            return None
-        if not folder.is_dir():
-            remarks.append(f"The gradients of all rows are not in {folder}, and {_NOT_HERE}.")
-            return None
-        store = GradientStore.open(folder)
-    except SpiceError as error:
-        remarks.append(f"The gradients of all rows cannot be read, and {_NO_STORE}: {error}")
-        return None
-    if len(store) != record.n or store.manifest.examples != record.fingerprints.encoded:
-        remarks.append(f"The gradients in {folder} are not those of this run, and {_NOT_HERE}.")
-        return None
-    return store
-
-
-def _labels(record: SelectionRecord) -> list[str] | None:
-    """The name of every row's source, as sources follow each other."""
-    labels = [source.name for source in record.sources for _ in range(source.rows)]
-    return labels if len(labels) == record.n else None
 
 
 def _page_path(runs: Sequence[RunFolder], output: Path | None, markdown: str | None) -> Path | None:

@@ -289,6 +289,15 @@ def test_the_map_can_be_enlarged_by_mouse_and_keyboard(driver: Any, folder: Path
         plane.send_keys(Keys.PAGE_DOWN)
         assert 0 <= float(ring.get_attribute("cx")) <= 600 and 0 <= float(ring.get_attribute("cy")) <= 600
     assert driver.find_element("id", "detail").text.startswith("Pick 13\n")
+    plane.send_keys(Keys.ESCAPE)
+    driver.execute_script("document.getElementById('plane').scrollIntoView({block: 'center'})")
+    before = driver.execute_script(drawn)
+    for kind, x in (("mousePressed", 400), ("mouseMoved", 380), ("mouseMoved", 350), ("mouseReleased", 350)):
+        event = {"type": kind, "x": x, "y": 450, "button": "left", "buttons": 1, "clickCount": 1}
+        driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+    assert driver.execute_script(drawn) != before
+    # A drag is no click: nothing was kept.
+    assert "Point at an example" in driver.find_element("id", "detail").text
     plane.send_keys("-")
     driver.execute_script("arguments[0].click()", whole_button)
     assert driver.execute_script(drawn) == whole

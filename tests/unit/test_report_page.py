@@ -207,7 +207,7 @@ def test_pools_are_shown_one_by_one() -> None:
     Elements(page)
     assert "Pool by pool" in page and "890 optimiser steps" in page
     assert "60 of 90 pools, evenly spaced" in page
-    assert "Each pool has a bound of its own" in page
+    assert "Each pool has a bound of its own" in page and "within it, added up" in page
     assert page.count("pool-loss-") > 3
 
 

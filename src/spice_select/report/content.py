@@ -115,9 +115,10 @@ def verdict(content: RunContent) -> tuple[str, str, str]:
     total = np.cumsum(content.trace.gains)
     half = int(np.searchsorted(total, total[-1] / 2)) + 1 if len(total) else 0
     where = f", half of it in the first {half:,}" if len(total) > 3 and total[-1] > 0 and not content.pools else ""
+    added = ", each pool's within it, added up" if content.pools else ""
     first = (
         f"{record.k:,} of {record.usable:,} usable rows were chosen, and they hold {record.information:,.4g} nats of"
-        f" Fisher information{where}; {how}."
+        f" Fisher information{where}{added}; {how}."
     )
     return first, _bound(content), _penalty(record.summary.changed_by_penalty, len(content.warnings))
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spice_select.analysis.record import SelectionRecord
+from spice_select.config import RunConfig
 from spice_select.data.columns import column_values
 from spice_select.data.conversation import Message
 from spice_select.data.rows import RowSet
-from spice_select.data.schema import Schema, to_conversation
-from spice_select.errors import StoreError
+from spice_select.data.schema import Schema, detect_schemas, to_conversation
+from spice_select.data.sources import load_rows
+from spice_select.errors import SpiceError, StoreError
+from spice_select.gradients.store import GradientStore
 from spice_select.report.content import Messages, Texts, Trace
 from spice_select.run_folder import RunFolder
+
+NO_STORE = "the map, the rows left out that would add most, and near-duplicates need them"
+NOT_HERE = f"histograms, {NO_STORE}; name the folder that holds them with --gradients"
 
 
 def texts_of_rows(rows: RowSet, schemas: Sequence[Schema]) -> Texts:
@@ -117,3 +125,41 @@ def read_trace(folder: RunFolder) -> Trace:
         reason = str(error).splitlines()[0]
         raise StoreError(f"{folder.trace} is no trace of a run ({reason}); select again.") from None
     return Trace(index.astype(np.int64), gain, base, epsilon, conflict)
+
+
+def texts_of_sources(config: RunConfig, record: SelectionRecord, remarks: list[str]) -> Texts | None:
+    """Messages of rows from the sources, if these are what the run has read; a remark says why not."""
+    try:
+        rows = load_rows(config.data.sources, split=config.data.split, limit=config.data.limit)
+        if record.fingerprints.rows != rows.fingerprint:
+            remarks.append("The texts of rows left out are not shown, as the sources have changed since the run.")
+            return None
+        return texts_of_rows(rows, detect_schemas(rows, config.data.columns))
+    except SpiceError as error:
+        remarks.append(f"The texts of rows left out are not shown, as their sources cannot be read: {error}")
+        return None
+
+
+def open_store(folder: Path, record: SelectionRecord, remarks: list[str]) -> GradientStore | None:
+    """The gradients of a run, if they are there and its own; a remark says why not."""
+    try:
+        if record.schedule is not None and record.schedule.kind == "pools" and not folder.is_dir():
+            remarks.append(f"This run kept no gradients of all rows: histograms, {NO_STORE}.")
+            return None
+        if not folder.is_dir():
+            remarks.append(f"The gradients of all rows are not in {folder}, and {NOT_HERE}.")
+            return None
+        store = GradientStore.open(folder)
+    except SpiceError as error:
+        remarks.append(f"The gradients of all rows cannot be read, and {NO_STORE}: {error}")
+        return None
+    if len(store) != record.n or store.manifest.examples != record.fingerprints.encoded:
+        remarks.append(f"The gradients in {folder} are not those of this run, and {NOT_HERE}.")
+        return None
+    return store
+
+
+def source_labels(record: SelectionRecord) -> list[str] | None:
+    """The name of every row's source, as sources follow each other."""
+    labels = [source.name for source in record.sources for _ in range(source.rows)]
+    return labels if len(labels) == record.n else None

@@ -61,6 +61,8 @@
       var reach = 300 - 300 / view.zoom;
       view.x = Math.min(300 + reach, Math.max(300 - reach, x));
       view.y = Math.min(300 + reach, Math.max(300 - reach, y));
+      /* Enlarged, a finger moves the map; whole, it scrolls the page. */
+      plane.style.touchAction = view.zoom > 1 ? "none" : "";
       draw();
       mark();
       Array.prototype.forEach.call(document.querySelectorAll("#zoom button"), function (button) {
@@ -198,7 +200,7 @@
       dragged = view.zoom > 1 && event.button === 0 ? { x: event.clientX, y: event.clientY, far: false } : null;
     });
     plane.addEventListener("pointermove", function (event) {
-      if (dragged && event.buttons === 1 && event.pointerType !== "touch") {
+      if (dragged && event.buttons === 1) {
         var dx = event.clientX - dragged.x;
         var dy = event.clientY - dragged.y;
         if (dragged.far || Math.abs(dx) + Math.abs(dy) > 4) {
