@@ -11,7 +11,7 @@ from spice_select.cli import options as o
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Outputs of `run` or `select`.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Outputs of `run` or `select`.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Page to write; RUN/report.html where there is one run."),
