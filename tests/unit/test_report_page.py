@@ -197,7 +197,7 @@ def test_pools_are_shown_one_by_one() -> None:
     pools = tuple(
         PoolRecord(
             pool=place, step=10 * place, offered=120, picks=12, loss=2.5 - place / 100, information=9.0,
-            opposing_picks=0.25, certificate=0.91, stop_reason="budget",
+            opposing_picks=0.25, certificate=0.9099, stop_reason="budget",
         )
         for place in range(90)
     )  # fmt: skip
@@ -207,7 +207,7 @@ def test_pools_are_shown_one_by_one() -> None:
     Elements(page)
     assert "Pool by pool" in page and "890 optimiser steps" in page
     assert "60 of 90 pools, evenly spaced" in page
-    assert "Each pool has a bound of its own" in page and "within it, added up" in page
+    assert "Within each pool the picks hold at least 90.9%" in page and "within it, added up" in page
     assert page.count("pool-loss-") > 3
 
 

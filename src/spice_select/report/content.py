@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from spice_select.analysis.certificate import percent_down
 from spice_select.analysis.neighbours import Neighbours
 from spice_select.analysis.projection import Projection
 from spice_select.analysis.record import PoolRecord, SelectionRecord
@@ -127,8 +128,12 @@ def _bound(content: RunContent) -> str:
     record = content.record
     if record.certificate_sentence:
         return record.certificate_sentence
-    if content.pools:
-        return "Each pool has a bound of its own on how near its picks are to the best; bounds of pools don't add up."
+    proven = [pool.certificate for pool in content.pools if pool.certificate is not None]
+    if proven:
+        return (
+            f"Within each pool the picks hold at least {percent_down(min(proven))} of the Fisher information that as"
+            " many of its rows could hold (proven for this run); bounds of pools don't add up to one of the whole."
+        )
     if record.objective.fisher != "exact":
         return f"No bound on their quality is stated, as the {record.objective.fisher} form is no exact information."
     return "No bound on their quality was computed."

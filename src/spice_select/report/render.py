@@ -11,6 +11,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from spice_select.analysis.certificate import percent_down
 from spice_select.report.text import markup
 
 
@@ -58,6 +59,7 @@ def _environment() -> Environment:
     )
     environment.filters["number"] = number
     environment.filters["commands"] = _commands
+    environment.filters["proven"] = lambda share: "" if share is None else percent_down(share)
     environment.filters["percent"] = lambda share: "" if share is None else f"{share:.1%}"
     return environment
 
