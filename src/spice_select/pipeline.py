@@ -321,4 +321,5 @@ def _certify(
         tokens=None if budget.tokens is None else store.lengths,
         penalised=selection.conflict_weight > 0,
         constrained=config.selection.quotas is not None or config.selection.per_token,
+        outlook=selection.outlook,
     )

@@ -11,7 +11,7 @@ import torch
 from spice_select.errors import ResourceError
 from spice_select.gradients import GradientEngine, Proxy
 from spice_select.gradients.layers import Layer
-from spice_select.schedule.gram import layer_groups, pool_gram, pool_rows, share_batches
+from spice_select.schedule.gram import pool_gram, pool_rows
 from spice_select.schedule.held import inner_products
 from tests.proxies import examples, own_loss
 from tests.schedules import ALONE, engine, flat, learner, schedule, trained

@@ -8,7 +8,7 @@ processes changes no bit of the result, as long as each has as many threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +21,13 @@ from spice_select.gradients.batches import out_of_memory, plan_batches
 from spice_select.gradients.capture import GradientEngine
 from spice_select.gradients.factors import Sketch
 from spice_select.gradients.fold import FoldSketch
-from spice_select.gradients.layers import Layer
 from spice_select.schedule.held import HeldGradients, inner_products
 from spice_select.schedule.ranks import Ranks
+from spice_select.schedule.shares import layer_groups, share_batches
 
 LEAST_DIM = 8192
 """Row length of the fold that stands in where exact products would take too many passes."""
 MOST_PASSES = 4
-_GROUPS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,13 @@ class SketchedPool:
 
 
 def pool_gram(
-    engine: GradientEngine, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray], *, ranks: Ranks, memory: int
+    engine: GradientEngine,
+    ids: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    *,
+    ranks: Ranks,
+    memory: int,
+    progress: Callable[[float], None] | None = None,
 ) -> PoolGram:
     """Inner products of the examples' loss gradients; the same on every process, all of which must call it.
 
@@ -81,12 +86,13 @@ def pool_gram(
         masks: True where the token is a trained label, ``[t]``.
         ranks: The processes that share the work.
         memory: Bytes of gradients that a process may hold.
+        progress: Called after every micro-batch with the share of this process's examples that is done.
 
     Raises:
         ResourceError: A micro-batch doesn't fit into memory.
     """
     assert len(ids) == len(masks) > 0
-    work = _Work(engine, ids, masks, ranks)
+    work = _Work(engine, ids, masks, ranks, progress)
     layers = engine.proxy.layers
     size = sum(layer.size for layer in layers)
     adapters = engine.config.lora is not None
@@ -102,7 +108,12 @@ def pool_gram(
 
 
 def pool_rows(
-    engine: GradientEngine, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray], *, ranks: Ranks
+    engine: GradientEngine,
+    ids: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    *,
+    ranks: Ranks,
+    progress: Callable[[float], None] | None = None,
 ) -> SketchedPool:
     """The examples' loss gradients in the engine's own sketch; the same on every process, all of which must call it.
 
@@ -111,44 +122,26 @@ def pool_rows(
         ids: Token ids of each example, ``[t]``.
         masks: True where the token is a trained label, ``[t]``.
         ranks: The processes that share the work.
+        progress: Called after every micro-batch with the share of this process's examples that is done.
 
     Raises:
         ResourceError: A micro-batch doesn't fit into memory.
     """
-    return _Work(engine, ids, masks, ranks).sketched(engine.new_sketch())
-
-
-def layer_groups(layers: Sequence[Layer], count: int, memory: int) -> list[range]:
-    """Consecutive layers whose gradients of ``count`` examples take at most a quarter of the memory; 16 or more."""
-    limit = min(sum(layer.size for layer in layers) / _GROUPS, memory / 4 / (4 * count))
-    groups: list[range] = []
-    first, size = 0, 0
-    for index, layer in enumerate(layers):
-        if index > first and size + layer.size > limit:
-            groups.append(range(first, index))
-            first, size = index, 0
-        size += layer.size
-    groups.append(range(first, len(layers)))
-    return groups
-
-
-def share_batches(costs: Sequence[int], world: int) -> list[list[int]]:
-    """Which batches each process takes, given the costliest first: each goes to whom has the least to do."""
-    loads = [0] * world
-    shares: list[list[int]] = [[] for _ in range(world)]
-    for number, cost in enumerate(costs):
-        rank = loads.index(min(loads))
-        shares[rank].append(number)
-        loads[rank] += cost
-    return shares
+    return _Work(engine, ids, masks, ranks, progress).sketched(engine.new_sketch())
 
 
 class _Work:
     """One pool on one process."""
 
     def __init__(
-        self, engine: GradientEngine, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray], ranks: Ranks
+        self,
+        engine: GradientEngine,
+        ids: Sequence[np.ndarray],
+        masks: Sequence[np.ndarray],
+        ranks: Ranks,
+        progress: Callable[[float], None] | None = None,
     ) -> None:
+        self.progress, self.finished, self.rounds = progress, 0, 1
         self.engine, self.ids, self.masks, self.ranks = engine, ids, masks, ranks
         self.count = len(ids)
         device = engine.proxy.device
@@ -172,6 +165,7 @@ class _Work:
         parts: dict[int, Tensor] = {}
         losses: Float64[np.ndarray, " m"] = np.zeros(0)
         passes = list(self._passes(groups, memory))
+        self.rounds = len(passes)
         for chosen in passes:
             with self.ranks.together():
                 rows = HeldGradients(layers, [groups[number] for number in chosen], len(self._own), self.place)
@@ -244,6 +238,9 @@ class _Work:
                 rows[span] = sketch.finish()
                 norms[span] = sketch.squared_norms()
             done += len(batch)
+            self.finished += len(batch)
+            if self.progress is not None:
+                self.progress(self.finished / (self.rounds * len(self._own)))
         return losses
 
     def _fill(

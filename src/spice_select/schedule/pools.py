@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from spice_select.reporter import Reporter
 from spice_select.schedule.certified import certify_gram
 from spice_select.schedule.gram import PoolGram, pool_gram
 from spice_select.schedule.log import PoolEntry, SelectionLog
+from spice_select.schedule.progress import Progress
 from spice_select.schedule.ranks import Ranks
 from spice_select.schedule.recall import Recall
 from spice_select.schedule.resume import Checkpoints
@@ -54,24 +55,6 @@ class Offer:
     rows: Bool[np.ndarray, " rows"]
     budget: Budget
     labels: Sequence[str] | None = None
-
-
-@dataclass
-class Clocked:
-    """What this process has done so far."""
-
-    rows: int = 0
-    tokens: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def total(self) -> float:
-        """Seconds of all stages."""
-        return sum(self.seconds.values())
-
-    def timed(self, stage: str, began: float) -> None:
-        """Count the time since ``began``."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
 
 
 class PoolSchedule:
@@ -109,7 +92,7 @@ class PoolSchedule:
     ) -> None:
         self.walk = walk
         self.trainings: list[TrainingRecord] = []
-        self.clocked = Clocked()
+        self.progress = Progress(walk, reporter, tracking)
         self._config = config
         self._offer = offer
         self._engine = engine
@@ -119,7 +102,6 @@ class PoolSchedule:
         self._ranks = ranks
         self._reporter = reporter
         self._recall = recall
-        self._tracking = tracking
         self._grams = grams
 
     @property
@@ -138,7 +120,7 @@ class PoolSchedule:
             entry = self._pool(number)
             with self._ranks.together():
                 self._log.append(entry)
-            self._tell(entry)
+            self.progress.tell(self.entries)
             if self._trains_after(number + 1):
                 with self._ranks.together():
                     self._train(number + 1)
@@ -175,10 +157,9 @@ class PoolSchedule:
             return PoolEntry(pool=number, rows=tuple(rows.tolist()), due=due)
         ids, masks = self._examples(rows)
         began = time.perf_counter()
-        measured = self._measure(ids, masks)
-        self.clocked.timed("gradients", began)
-        self.clocked.rows += len(rows)
-        self.clocked.tokens += measured.tokens
+        measured = self._measure(ids, masks, self.progress.within(number, sum(map(len, ids))))
+        self.progress.timed("gradients", began)
+        self.progress.tokens += measured.tokens
         if not np.isfinite(measured.losses).any():
             raise self._diverged(number, float(measured.losses[0]))
         began = time.perf_counter()
@@ -186,7 +167,7 @@ class PoolSchedule:
             if self._ranks.main and self._grams is not None:
                 _write_gram(self._grams / f"{number:06d}.npy", measured.gram)
             entry = self._choose(number, rows, due, measured)
-        self.clocked.timed("selection", began)
+        self.progress.timed("selection", began)
         return entry
 
     def _due(self, number: int) -> int | None:
@@ -210,10 +191,11 @@ class PoolSchedule:
         examples = [self._offer.encoded.example(int(row)) for row in rows]
         return [example.input_ids for example in examples], [example.labels_mask for example in examples]
 
-    def _measure(self, ids: list[np.ndarray], masks: list[np.ndarray]) -> PoolGram:
+    def _measure(self, ids: list[np.ndarray], masks: list[np.ndarray], progress: Callable[[float], None]) -> PoolGram:
         if self._recall is not None:
-            return self._recall.measure(self._engine, ids, masks, self._ranks)
-        return pool_gram(self._engine, ids, masks, ranks=self._ranks, memory=self._config.schedule.gram_bytes)
+            return self._recall.measure(self._engine, ids, masks, self._ranks, progress)
+        memory = self._config.schedule.gram_bytes
+        return pool_gram(self._engine, ids, masks, ranks=self._ranks, memory=memory, progress=progress)
 
     def _choose(self, number: int, rows: Int[np.ndarray, " p"], due: int | None, measured: PoolGram) -> PoolEntry:
         diagonal = np.diagonal(measured.gram)
@@ -295,8 +277,8 @@ class PoolSchedule:
             )
         )
         self._checkpoints.save(pools, self._trainer, self.trainings)
-        self.clocked.timed("training", began)
-        self._tracking.log({"training/loss": self.trainings[-1].loss, "training/lr": result.learning_rate}, pools)
+        self.progress.timed("training", began)
+        self.progress.trained(self.trainings[-1])
 
     def _diverged(self, number: int, loss: float) -> ModelError:
         return ModelError(
@@ -304,25 +286,6 @@ class PoolSchedule:
             f"{len(self.entries)} pools so far are kept in the selection log; start again with a "
             f"schedule.learning_rate below {self._config.schedule.learning_rate:g}."
         )
-
-    def _tell(self, entry: PoolEntry) -> None:
-        """Progress on the terminal, and to the tracker."""
-        picked = sum(len(done.picks) for done in self.entries)
-        offered = min((entry.pool + 1) * self.walk.pool_size, len(self.walk.order))
-        loss = entry.mean_loss
-        gain = entry.information / len(entry.picks) if entry.picks else 0.0
-        opposing = float(np.mean(np.array(entry.conflicts) > 0)) if entry.conflicts else 0.0
-        detail = f"pool {entry.pool + 1}/{len(self.walk)}, {picked:,} picks"
-        if loss is not None:
-            detail += f", loss {loss:.3f}, gain {gain:.3g}, in conflict {opposing:.0%}"
-        done = self.clocked
-        self._reporter.advance(offered, len(self.walk.order), done.tokens, done.total, detail)
-        values = {"pool/picks": float(len(entry.picks)), "pool/gain": gain, "pool/conflict": opposing}
-        if loss is not None:
-            values["pool/loss"] = loss
-        if entry.activity is not None and entry.activity.opposing_pairs_share is not None:
-            values["pool/opposing_pairs"] = entry.activity.opposing_pairs_share
-        self._tracking.log(values, entry.pool + 1)
 
 
 def _finite(values: np.ndarray) -> tuple[float | None, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,16 @@ class Recall:
                 self._directions.add((self._file or RowFile(path, dim, picked)).read())
         self._rows = np.zeros((0, dim), dtype=np.float32)
 
-    def measure(self, engine: GradientEngine, ids: list[np.ndarray], masks: list[np.ndarray], ranks: Ranks) -> PoolGram:
+    def measure(
+        self,
+        engine: GradientEngine,
+        ids: list[np.ndarray],
+        masks: list[np.ndarray],
+        ranks: Ranks,
+        progress: Callable[[float], None] | None = None,
+    ) -> PoolGram:
         """Inner products of the pool's sketched gradients, which are kept for :meth:`earlier` and :meth:`add`."""
-        measured = pool_rows(engine, ids, masks, ranks=ranks)
+        measured = pool_rows(engine, ids, masks, ranks=ranks, progress=progress)
         self._rows = measured.rows
         wide = measured.rows.astype(np.float64)
         with np.errstate(invalid="ignore"):

@@ -225,7 +225,7 @@ def _walk(
         runner.run()
     finally:
         tracking.close()
-        for stage, seconds in runner.clocked.seconds.items():
+        for stage, seconds in runner.progress.seconds.items():
             clock.seconds[stage] = clock.seconds.get(stage, 0.0) + seconds
     warmed = [] if warm is None else [warm.training]
     return Walked(

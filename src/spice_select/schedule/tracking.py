@@ -34,12 +34,14 @@ class Tracking:
         """
         if name is None:
             return cls()
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+        from accelerate import PartialState
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         check_tracker(name)
+        # Trackers write to a log of accelerate's, which asks for its state.
+        PartialState(cpu=True)
         kind: Any = LOGGER_TYPE_TO_CLASS[name]
         places = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
-        assert name in [str(getattr(known, "value", known)) for known in get_available_trackers()]
         tracker = kind("spice-select", **places)
         # Only one process has a tracker, so that it need not ask which it is.
         tracker.main_process_only = False
