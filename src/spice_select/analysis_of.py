@@ -101,6 +101,8 @@ def _of_store(path: Path, store: GradientStore, config: RunConfig) -> Material:
 
 def _of_run(folder: RunFolder, config: RunConfig, elsewhere: Path | None) -> Material:
     where = elsewhere or folder.gradients
+    if elsewhere is None and folder.record.is_file():
+        where = SelectionRecord.read(folder.record).gradients_of(folder.gradients)
     store = _open(where) if elsewhere is not None or (where / MANIFEST_NAME).is_file() else None
     if not folder.record.is_file():
         if store is None:

@@ -190,7 +190,7 @@ def open_run(folder: RunFolder, *, gradients: Path | None = None, measure: bool 
         texts=own if rows is None else first_known(own, rows),
     )
     if measure:
-        store = open_store(gradients or folder.gradients, record, remarks)
+        store = open_store(gradients or record.gradients_of(folder.gradients), record, remarks)
         if store is not None:
             content = _with_store(content, store, config, remarks)
     return replace(content, remarks=tuple(remarks))

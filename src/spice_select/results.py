@@ -196,6 +196,7 @@ def deliver(
         measured,
         selection,
         certificate,
+        folder,
         clock.seconds,
         changed=changed,
         activity=activity,
@@ -252,6 +253,7 @@ def build_record(
     measured: Measured,
     selection: Selection,
     certificate: Certificate | None,
+    folder: RunFolder,
     timings: Mapping[str, float],
     *,
     changed: int | None,
@@ -334,9 +336,16 @@ def build_record(
             for source, schema in zip(pool.rows.sources, pool.schemas, strict=True)
         ),
         schedule=schedule,
+        gradients=_elsewhere(measured, folder),
         notes=pool.notes,
         warnings=tuple(dict.fromkeys([*summary.warnings, *selection.warnings])),
     )
+
+
+def _elsewhere(measured: Measured, folder: RunFolder) -> str | None:
+    if measured.store is None or measured.store.folder.absolute() == folder.gradients.absolute():
+        return None
+    return str(measured.store.folder.absolute())
 
 
 def _summary(

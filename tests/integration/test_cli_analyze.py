@@ -136,14 +136,25 @@ def test_several_other_runs(command: Command, made: Path) -> None:
     assert outcome.err == ""
 
 
+def forget_gradients(folder: Path) -> None:
+    """As if the gradients had been moved: the record's note of where they lie leads nowhere."""
+    record = json.loads((folder / "selection.json").read_text())
+    assert Path(record["gradients"]).is_dir()
+    (folder / "selection.json").write_text(json.dumps({**record, "gradients": str(folder / "gone")}))
+
+
 @pytest.mark.parametrize("name", ["unit", "held"])
-def test_a_selection_whose_gradients_lie_elsewhere(command: Command, made: Path, name: str) -> None:
+def test_a_selection_whose_gradients_lie_elsewhere(command: Command, made: Path, tmp_path: Path, name: str) -> None:
     """Without its gradients the trace speaks; with them the scale, the rows in hand and those left out are found."""
-    alone: dict[str, Any] = command.json("analyze", made / name, *FAST)
+    moved = Path(shutil.copytree(made / name, tmp_path / name))
+    forget_gradients(moved)
+    alone: dict[str, Any] = command.json("analyze", moved, *FAST)
     assert alone["theory"] is alone["diversity"] is None
     assert alone["trace"]["picks"] == 20
     assert any("--gradients" in sentence for sentence in alone["left_out"])
-    whole: dict[str, Any] = command.json("analyze", made / name, "--gradients", made / "run" / "gradients", *FAST)
+    whole: dict[str, Any] = command.json("analyze", moved, "--gradients", made / "run" / "gradients", *FAST)
+    known: dict[str, Any] = command.json("analyze", made / name, *FAST)
+    assert {**known, "subject": None} == {**whole, "subject": None}
     assert whole["theory"]["picks"]["error"] < 1e-6
     bases = pq.read_table(made / name / "trace.parquet").column("base").to_pylist()
     assert whole["theory"]["picks"]["base"] == pytest.approx(bases, abs=1e-9)

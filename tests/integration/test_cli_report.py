@@ -131,6 +131,12 @@ def test_changed_sources_lend_no_text(command: Command, run: Path, tmp_path: Pat
 def test_without_gradients_it_says_what_is_missing(command: Command, made: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(made / "other", tmp_path / "other"))
     assert 'id="plane"' in (other / "report.html").read_text(encoding="utf-8")
+    # The record knows where the gradients lie.
+    assert command("report", other, "--output", tmp_path / "known.html").code == 0
+    assert len(points(tmp_path / "known.html")["row"]) == 60
+    record = json.loads((other / "selection.json").read_text())
+    assert Path(record["gradients"]) == (made / "run" / "gradients").absolute()
+    (other / "selection.json").write_text(json.dumps({**record, "gradients": str(tmp_path / "gone")}))
     assert command("report", other, "--output", tmp_path / "bare.html").code == 0
     bare = (tmp_path / "bare.html").read_text(encoding="utf-8")
     assert "name the folder that holds them with --gradients" in bare and 'id="plane"' not in bare

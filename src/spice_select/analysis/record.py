@@ -250,6 +250,7 @@ class SelectionRecord(Entry):
         fingerprints: What the picks depend on.
         sources: Where the rows came from.
         schedule: How the proxy was trained, where it was.
+        gradients: Folder of the gradients where it is not the run's own; None where it is, or where none were kept.
         notes: What was found while rows were read and encoded, in plain sentences.
         warnings: Everything the user should know before training on the picks, the summary's warnings included.
     """
@@ -275,8 +276,14 @@ class SelectionRecord(Entry):
     fingerprints: Fingerprints = Fingerprints()
     sources: tuple[SourceRecord, ...] = ()
     schedule: ScheduleRecord | None = None
+    gradients: str | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def gradients_of(self, own: Path) -> Path:
+        """Where the gradients of the run lie, if they are still there; ``own`` is the place in its own folder."""
+        elsewhere = None if self.gradients is None else Path(self.gradients)
+        return elsewhere if elsewhere is not None and elsewhere.is_dir() and not own.is_dir() else own
 
     def to_json(self) -> str:
         """Indented JSON that :meth:`from_json` reads back to an equal record."""

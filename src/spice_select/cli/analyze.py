@@ -24,7 +24,7 @@ def analyze(
         typer.Option("--by", help="Column of the rows to count the picks by; may be repeated."),
     ] = None,
     gradients: Annotated[
-        str | None, typer.Option("--gradients", help="Gradient store of the run, where it lies elsewhere.")
+        str | None, typer.Option("--gradients", help="Gradient store of the run, where it has moved.")
     ] = None,
     clusters: Annotated[int, typer.Option("--clusters", min=1, help="Clusters of gradient directions.")] = 8,
     samples: Annotated[

@@ -22,7 +22,7 @@ def report(
     ] = None,
     gradients: Annotated[
         Path | None,
-        typer.Option("--gradients", help="Folder of the run's gradients, where `select --output` left them elsewhere."),
+        typer.Option("--gradients", help="Folder of the run's gradients, where they have moved."),
     ] = None,
     as_json: o.Json = False,
 ) -> None:
