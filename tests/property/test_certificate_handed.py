@@ -83,6 +83,7 @@ def test_never_above_the_true_share(
         "initial": [2, 5] if with_initial else None,
         "exclude": [0] if with_exclude else None,
     }
+    fewer: dict[str, Any] = {"budget": 5} if with_initial and budget == 6 else {}
     selection = select(
         pool,
         alpha=alpha,
@@ -92,7 +93,7 @@ def test_never_above_the_true_share(
         normalize=normalize,
         stop_ratio=stop_ratio,
         loop=loop,
-        **(asked | ({"budget": 5} if with_initial and budget == 6 else {})),
+        **(asked | fewer),
     )
     assert selection.outlook is not None
     asked["budget"] = selection.k if isinstance(budget, int) else budget
@@ -237,6 +238,12 @@ def test_what_another_run_handed_over_is_not_used() -> None:
     selection = select(pool, budget=10, loop="lazy")
     other = dataclasses.replace(selection, outlook=select(pool, budget=10, alpha=0.1, loop="lazy").outlook)
     assert certified(pool, other, budget=10) == in_full(pool, selection, budget=10)
+
+
+def test_rows_in_hand_that_are_not_named_make_it_another_run() -> None:
+    pool = np.random.default_rng(6).standard_normal((60, 6))
+    selection = select(pool, budget=10, initial=[1, 2], loop="lazy")
+    assert certified(pool, selection, budget=10) == in_full(pool, selection, budget=10)
 
 
 def test_nothing_is_handed_over_where_nothing_is_known() -> None:

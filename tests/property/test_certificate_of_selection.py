@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spice_select.analysis.certificate import certify_selection
+from spice_select.analysis.certificate import certify, certify_selection
+from spice_select.errors import ConfigError
 from spice_select.selection import log_det, select
+from spice_select.selection.rows import as_rows
 
 
 def scaled(pool: np.ndarray, normalize: str, lengths: np.ndarray, members: list[int]) -> np.ndarray:
@@ -112,3 +114,35 @@ def test_tensors_and_arrays_agree(normalize: Any) -> None:
 def test_diagonal_forms_have_no_certificate() -> None:
     pool = np.random.default_rng(4).standard_normal((20, 4))
     assert certify_selection(pool, select(pool, budget=4, fisher="diag-logdet"), budget=4) is None
+
+
+def test_greedys_own_guarantee_is_not_claimed_where_all_gains_tie() -> None:
+    pool = np.array([[0.01, 0.0], [1.0, 0.0]])
+    selection = select(pool, budget=1, alpha=1e-10, conflict_weight=0.0)
+    assert selection.indices.tolist() == [0]
+    certificate = certify_selection(pool, selection, budget=1)
+    assert certificate is not None
+    assert certificate.best <= 1e-4 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("narrowed", ["quotas", "per_token", "tokens"])
+def test_greedys_own_guarantee_is_not_claimed_for_a_narrowed_choice(narrowed: str) -> None:
+    pool = np.diag([10.0, 9.0, 8.0, 0.01, 0.01])
+    lengths = np.array([100, 100, 100, 1, 1])
+    asked: dict[str, Any] = {
+        "quotas": {"budget": 2, "groups": ["a", "a", "a", "b", "b"], "quotas": {"b": {"min": 2}}},
+        "per_token": {"budget": 1, "per_token": True, "lengths": [10**6, 10**6, 10**6, 1, 1]},
+        "tokens": {"budget": "2 tokens", "lengths": lengths},
+    }[narrowed]
+    selection = select(pool, conflict_weight=0.0, **asked)
+    rows = len(selection)
+    certificate = certify_selection(pool, selection, budget=rows)
+    assert certificate is not None
+    best = log_det(pool[:rows], 1.0)
+    assert certificate.best <= selection.information / best + 1e-9
+
+
+def test_an_alpha_beyond_float64_is_one_sentence() -> None:
+    pool = np.repeat(np.random.default_rng(0).standard_normal((5, 3)), 20, axis=0)
+    with pytest.raises(ConfigError, match="alpha is too large"):
+        certify(as_rows(pool), range(20), alpha=1e18, budget=20)

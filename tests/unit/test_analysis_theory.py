@@ -62,6 +62,13 @@ def test_curvature_worked_answer() -> None:
     assert guarantee_of(1.0) == pytest.approx(1 - np.exp(-1))
 
 
+def test_a_sample_proves_no_more_than_any_pool() -> None:
+    rows = np.vstack([np.eye(30), np.eye(30)[:1]])
+    found = measure_curvature(open_rows(rows), np.arange(31), np.zeros(31), alpha=1.0, work=10.0**3)[0]
+    assert found.sampled
+    assert found.guarantee == pytest.approx(1 - np.exp(-1))
+
+
 def test_theorem4_worked_answer() -> None:
     small = 0.3 * WORKED
     held, row = small[[0, 2, 3]], small[1]

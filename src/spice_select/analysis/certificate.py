@@ -25,6 +25,7 @@ from spice_select.analysis.handed import SHARE, handed_bounds
 from spice_select.analysis.posterior import RowReader, ScaledRows
 from spice_select.analysis.prefixes import CHEAP_WORK, Task, measured_bounds
 from spice_select.selection.budget import resolve_budget
+from spice_select.selection.greedy import TIE
 from spice_select.selection.options import row_numbers, token_lengths
 from spice_select.selection.outlook import Outlook
 from spice_select.selection.result import Selection
@@ -43,8 +44,8 @@ class Certificate(BaseModel):
         prefix: Number of picks t whose bound is the least.
         prefixes: Every t that was tried.
         value_at_size: The same with K = number of picks, where the run stopped before its budget.
-        guarantee: Bound that greedy itself carries, 1 - 1/e, where it holds: rows as the budget, which was filled, no
-            penalty and no quotas.
+        guarantee: Bound that greedy itself carries, 1 - 1/e less what ties may cost, where it holds: rows as the
+            budget, which was filled, no penalty and no quotas.
         penalised: The picks maximise information less a penalty, and the certificate speaks of information alone.
     """
 
@@ -99,7 +100,7 @@ def certify_selection(
         lengths: Response tokens of each row; a store's own where absent.
         initial: Numbers of the rows that were in hand.
         exclude: Rows that were left out: numbers, or a mask.
-        constrained: Quotas, or gains per token, steered the choice.
+        constrained: Quotas, or gains per token, steered the choice; the selection knows of its own.
 
     Returns:
         The certificate, or None for a diagonal form, of which no such bound is known.
@@ -127,7 +128,7 @@ def certify_selection(
         initial=in_hand,
         tokens=None if asked.tokens is None else tokens,
         penalised=selection.conflict_weight > 0,
-        constrained=constrained,
+        constrained=constrained or selection.constrained,
         outlook=selection.outlook,
     )
 
@@ -150,7 +151,7 @@ def certify(
 
     Args:
         gradients: ``[n, d]`` rows, read in chunks and never held whole.
-        picks: Row numbers in order of choice.
+        picks: Row numbers in order of choice, the greedy one unless ``penalised`` or ``constrained``.
         alpha: Fisher scale a, a number.
         budget: K: rows, or response tokens where ``tokens`` is given.
         factors: Factor of every row, as normalisation makes them; 1 where absent.
@@ -176,7 +177,7 @@ def certify(
 
     task = Task(rows, float(alpha), order, held, weights, tuple(capacities), eligible)
     allowed = max(CHEAP_WORK, SHARE * outlook.work) if outlook is not None else 0.0
-    if outlook is not None and outlook.fits(len(eligible), task.alpha, size) and task.work > allowed:
+    if outlook is not None and outlook.fits(len(eligible), task.alpha, size, held) and task.work > allowed:
         bounds, total = handed_bounds(task, outlook, allowed)
     else:
         bounds, total = measured_bounds(task)
@@ -193,13 +194,22 @@ def certify(
         prefix=best,
         prefixes=tuple(sorted(bounds)),
         value_at_size=_ratio(total, min(upper[-1] for upper in bounds.values())) if early else None,
-        guarantee=None if penalised or constrained or early or tokens is not None else 1.0 - math.exp(-1.0),
+        guarantee=None if penalised or constrained or early or tokens is not None else _guarantee(size, total),
         penalised=penalised,
     )
 
 
 def _ratio(part: float, whole: float) -> float:
     return 1.0 if part >= whole or whole <= 0 else part / whole
+
+
+def _guarantee(size: int, information: float) -> float | None:
+    """1 - 1/e for greedy whose picks may each lie a tie's slack below the best; None where that may be everything."""
+    if information <= 0:
+        return None
+    # The slacks add up to no more than this, as the gains add up to the information.
+    value = 1.0 - math.exp(-1.0) - TIE * (1.0 + size / information)
+    return value if value > 0 else None
 
 
 def percent_down(share: float) -> str:

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from spice_select.analysis.posterior import CHUNK_ROWS, ScaledRows
-from spice_select.errors import ConfigError
+from spice_select.analysis.posterior import CHUNK_ROWS, ScaledRows, cholesky, solve_lower
 from spice_select.selection.options import plain_array
 from spice_select.selection.rows import as_rows
 
@@ -67,26 +66,6 @@ def gather(rows: ScaledRows, numbers: Int[np.ndarray, " m"]) -> Float[np.ndarray
     if not len(numbers):
         return np.zeros((0, rows.shape[1]))
     return np.concatenate([rows.scaled(numbers[at : at + CHUNK_ROWS]) for at in range(0, len(numbers), CHUNK_ROWS)])
-
-
-def cholesky(matrix: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
-    """Lower Cholesky factor of I + a F in either form.
-
-    Raises:
-        ConfigError: Rounding has made it singular.
-    """
-    factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(matrix))
-    if failed.item():
-        raise ConfigError(
-            f"alpha is too large for these gradients: I + a F reaches {np.diagonal(matrix).max():.1e}, and float64 "
-            "can't factorise it; use a smaller alpha, or 'auto'."
-        )
-    return factor.numpy()
-
-
-def solve_lower(factor: Float[np.ndarray, "m m"], right: Float[np.ndarray, "m b"]) -> Float[np.ndarray, "m b"]:
-    """Solve with a lower triangular factor."""
-    return torch.linalg.solve_triangular(torch.from_numpy(factor), torch.from_numpy(right), upper=False).numpy()
 
 
 def shifted(gram: Float[np.ndarray, "m m"], alpha: float) -> Float[np.ndarray, "m m"]:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from spice_select.analysis.chosen import cholesky, draw, epsilon_of, gather, shifted
+from spice_select.analysis.chosen import draw, epsilon_of, gather, shifted
 from spice_select.analysis.comparison import Numbers
 from spice_select.analysis.opposition import against_mean, against_running_mean
-from spice_select.analysis.posterior import CHUNK_ROWS, ScaledRows
+from spice_select.analysis.posterior import CHUNK_ROWS, ScaledRows, cholesky
 from spice_select.analysis.ranks import spearman
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spice_select.analysis.bounds import TABLE_4, ScaleName
-from spice_select.analysis.chosen import cholesky, gather, shifted, solve_lower
+from spice_select.analysis.chosen import gather, shifted
 from spice_select.analysis.comparison import Numbers
-from spice_select.analysis.posterior import CHUNK_ROWS, ScaledRows
+from spice_select.analysis.posterior import CHUNK_ROWS, ScaledRows, cholesky, solve_lower
 
 if TYPE_CHECKING:
     import pandas
@@ -62,7 +62,8 @@ class Curvature(Numbers):
         alpha: Fisher scale a.
         value: c.
         mean: Mean of |eps_x(D minus x)| / base_x over the rows.
-        guarantee: (1 - e^-c) / c, what greedy without penalty is guaranteed of the best set.
+        guarantee: (1 - e^-c) / c, what greedy without penalty is guaranteed of the best set; 1 - 1/e, which always
+            holds, where the pool was sampled.
         rows: Rows that were left out once each.
         of: Rows of the pool; more than ``rows`` where it was sampled, and then c is that of the sample, at most the
             pool's.
@@ -227,7 +228,8 @@ def measure_curvature(
                 alpha=used,
                 value=value,
                 mean=mean,
-                guarantee=guarantee_of(value),
+                # A sample's curvature is too low to prove anything.
+                guarantee=guarantee_of(value if len(members) == len(pool) else 1.0),
                 rows=len(members),
                 of=len(pool),
                 form=whole.form,

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from spice_select.analysis.chosen import cholesky, gather, log_det, shifted
+from spice_select.analysis.chosen import gather, log_det, shifted
 from spice_select.analysis.comparison import Numbers
-from spice_select.analysis.posterior import CHUNK_ROWS, ScaledRows
+from spice_select.analysis.posterior import CHUNK_ROWS, ScaledRows, cholesky
 
 if TYPE_CHECKING:
     import pandas

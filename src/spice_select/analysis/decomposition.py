@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from spice_select.analysis.chosen import cholesky, draw, epsilon_of, gather, open_rows, shifted
+from spice_select.analysis.chosen import draw, epsilon_of, gather, open_rows, shifted
 from spice_select.analysis.comparison import Numbers
-from spice_select.analysis.posterior import ScaledRows
+from spice_select.analysis.posterior import ScaledRows, cholesky
 from spice_select.analysis.ranks import pearson, spearman
 
 if TYPE_CHECKING:

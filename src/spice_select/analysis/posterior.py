@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Num
 
+from spice_select.errors import ConfigError
+
 EPS64 = float(np.finfo(np.float64).eps)
 EPS32 = float(np.finfo(np.float32).eps)
 CHUNK_ROWS = 4096
@@ -83,8 +85,8 @@ class Posterior:
         if len(members) <= dim // 2 if project is None else project:
             held = rows.scaled(members)
             matrix = np.eye(len(members)) + self.alpha * (held @ held.T)
-            factor = _cholesky(matrix)
-            self.projection = math.sqrt(self.alpha) * _solve_lower(factor, held).T
+            factor = cholesky(matrix)
+            self.projection = math.sqrt(self.alpha) * solve_lower(factor, held).T
             self.diagonal = np.diag(factor)
         else:
             matrix = np.zeros((dim, dim))
@@ -93,8 +95,8 @@ class Posterior:
                 matrix += chunk.T @ chunk
             matrix *= self.alpha
             matrix.flat[:: dim + 1] += 1.0
-            factor = _cholesky(matrix)
-            self.inverse = _solve_lower(factor, np.eye(dim))
+            factor = cholesky(matrix)
+            self.inverse = solve_lower(factor, np.eye(dim))
             self.diagonal = np.diag(factor)
             self._inverse32 = self.inverse.astype(np.float32)
             self._frobenius = float(np.linalg.norm(self.inverse))
@@ -169,10 +171,21 @@ def _lower_product(chunk: np.ndarray, lower: np.ndarray) -> np.ndarray:
     return product
 
 
-def _cholesky(matrix: np.ndarray) -> np.ndarray:
-    return torch.linalg.cholesky(torch.from_numpy(matrix)).numpy()
+def cholesky(matrix: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
+    """Lower Cholesky factor of I + a F in either form.
+
+    Raises:
+        ConfigError: Rounding has made it singular.
+    """
+    factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(matrix))
+    if failed.item():
+        raise ConfigError(
+            f"alpha is too large for these gradients: I + a F reaches {np.diagonal(matrix).max():.1e}, and float64 "
+            "can't factorise it; use a smaller alpha, or 'auto'."
+        )
+    return factor.numpy()
 
 
-def _solve_lower(factor: np.ndarray, right: np.ndarray) -> np.ndarray:
-    solved = torch.linalg.solve_triangular(torch.from_numpy(factor), torch.from_numpy(right), upper=False)
-    return solved.numpy()
+def solve_lower(factor: Float[np.ndarray, "m m"], right: Float[np.ndarray, "m b"]) -> Float[np.ndarray, "m b"]:
+    """Solve with a lower triangular factor."""
+    return torch.linalg.solve_triangular(torch.from_numpy(factor), torch.from_numpy(right), upper=False).numpy()

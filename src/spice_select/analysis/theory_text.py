@@ -113,10 +113,14 @@ def _curvature(measured: Sequence[Curvature]) -> Iterator[str]:
             for part in one.terciles
         ]
     yield from aligned(("scale", "conflict", "rows", "-cos", "curvature c", "mean"), lines, words=(0, 1))
+    if measured[0].sampled:
+        yield (
+            f"  Of {measured[0].rows:,} random rows of {measured[0].of:,}; the pool's own c is no smaller, and greedy"
+            " without penalty is only known to reach 1 - 1/e of the best set."
+        )
+        return
     listed = ", ".join(f"{one.guarantee:.3f} at {_SCALES[one.scale]}" for one in measured)
     yield f"  Greedy without penalty reaches (1 - e^-c)/c of the best set at least: {listed}."
-    if measured[0].sampled:
-        yield f"  Of {measured[0].rows:,} random rows of {measured[0].of:,}; the pool's own c is no smaller."
 
 
 def _trajectory(trajectory: Trajectory) -> Iterator[str]:

@@ -238,6 +238,7 @@ def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
         unusable=int((~usable).sum()),
         first_gain_outlier=outlier,
         warnings=tuple(warnings),
+        constrained=options.quotas is not None or options.per_token or budget.tokens is not None or len(pool) > n,
         factors=pool.factors,
         outlook=outlook_of(engine.ending(), alpha, pool.squared_norms, in_hand, trace.indices, gains) if told else None,
         without_penalty=without,

@@ -56,9 +56,10 @@ class Outlook:
     work: float
     information: LogDet | None = None
 
-    def fits(self, n: int, alpha: float, picks: int) -> bool:
-        """Whether this can be of a run over n rows at that scale which made so many picks."""
-        return len(self.potentials) == n and self.alpha == alpha and len(self.gains) == picks
+    def fits(self, n: int, alpha: float, picks: int, held: int) -> bool:
+        """Whether this can be of a run over n rows at that scale which made so many picks beyond those in hand."""
+        same = len(self.potentials) == n and self.alpha == alpha
+        return same and len(self.gains) == picks and self.members == held + picks
 
     @property
     def bounds(self) -> Float[np.ndarray, " n"]:

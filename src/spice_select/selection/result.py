@@ -40,6 +40,8 @@ class Selection:
         unusable: Rows left out because they are marked unusable or hold NaN or Inf.
         first_gain_outlier: The first gain is more than twice the median of the next ten, so a stop ratio bites early.
         warnings: Sentences for the user.
+        constrained: Quotas, token budget, gains per token, or rows in hand that were given as gradients had a say, so
+            that greedy's guarantee for F does not hold.
         factors: What normalisation multiplied each row by, shape [n]; None where it was nothing.
         outlook: What is known at the end of the rows that were not chosen, for the exact form; None for a loop or a
             form that knows nothing, and where only inner products were given.
@@ -66,6 +68,7 @@ class Selection:
     unusable: int = 0
     first_gain_outlier: bool = False
     warnings: tuple[str, ...] = ()
+    constrained: bool = False
     factors: Float[np.ndarray, " n"] | None = field(default=None, repr=False)
     outlook: Outlook | None = field(default=None, repr=False)
     without_penalty: Callable[[], Selection] | None = field(default=None, repr=False)
