@@ -148,9 +148,11 @@ def _of_run(folder: RunFolder, config: RunConfig, elsewhere: Path | None) -> Mat
             )
         settings = config.selection
         usable = store.usable & ~_numbered(settings.exclude, "selection.exclude", len(store))
+        in_hand = _numbered(settings.initial, "selection.initial", len(store))
+        _require_row_numbers(record, usable, in_hand, material)
         material.gradients, material.usable, material.lengths = store, usable, store.lengths
         material.factors = _scaling(store, objective.normalize, usable, objective.alpha)[0]
-        material.initial = np.flatnonzero(_numbered(settings.initial, "selection.initial", len(store))).tolist()
+        material.initial = np.flatnonzero(in_hand).tolist()
     counts = [source.rows for source in record.sources]
     if sum(counts) == record.n:
         material.labels["source"] = np.repeat([source.name for source in record.sources], counts).tolist()
@@ -180,7 +182,23 @@ def _numbered(name: str | None, field: str, rows: int) -> Bool[np.ndarray, " n"]
     return mask
 
 
+def _require_row_numbers(
+    record: SelectionRecord, usable: Bool[np.ndarray, " n"], in_hand: Bool[np.ndarray, " n"], of: Material
+) -> None:
+    """Refuse files of row numbers that have changed since the run, as far as that shows."""
+    assert of.trace is not None
+    picks = of.trace.indices
+    same = int(usable.sum()) == record.usable and int(in_hand.sum()) == record.budget.initial
+    if not same or not usable[picks].all() or in_hand[picks].any():
+        raise StoreMismatch(
+            f"The files that selection.exclude and selection.initial of {of.subject.name} name have changed since it "
+            "was selected; restore them, or select again."
+        )
+
+
 def _read_trace(folder: RunFolder, record: SelectionRecord) -> Trace:
+    if not folder.trace.is_file():
+        raise StoreError(f"{folder.trace} is missing; select again to write it anew.")
     try:
         table = pq.read_table(folder.trace, columns=list(_COLUMNS))
     except (OSError, pa.ArrowException, ValueError) as error:
@@ -199,6 +217,7 @@ def _read_others(material: Material, folder: RunFolder, against: Sequence[str | 
     if material.trace is None:
         raise ConfigError(f"--against compares selections, and {folder.path} holds none; select from it first.")
     ours = SelectionRecord.read(folder.record)
+    seen = {folder.path.resolve()}
     for name in against:
         other = RunFolder(name)
         other.read_config()
@@ -206,8 +225,9 @@ def _read_others(material: Material, folder: RunFolder, against: Sequence[str | 
         record = SelectionRecord.read(other.record)
         require_same_rows(ours, record, name=str(name))
         picks = _read_trace(other, record).indices
-        if str(name) in material.others or Path(name).resolve() == folder.path.resolve():
+        if Path(name).resolve() in seen:
             raise ConfigError(f"--against names {name} twice, or the run itself; name each other run once.")
+        seen.add(Path(name).resolve())
         material.others[str(name)] = picks.tolist()
 
 

@@ -286,3 +286,30 @@ def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     runpy.run_path(str(ROOT / "examples" / "analysis.py"), run_name="__main__")
     assert "Information at equal numbers of rows" in capsys.readouterr().out
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_row_numbers_that_have_changed_are_refused(command: Command, made: Path) -> None:
+    excluded = made / "excluded.txt"
+    before = excluded.read_text()
+    excluded.write_text("0\n1\n2\n3\n")
+    try:
+        outcome = command("analyze", made / "held", "--gradients", made / "run" / "gradients", *FAST)
+    finally:
+        excluded.write_text(before)
+    assert outcome.code == 4
+    assert "selection.exclude" in outcome.err and "changed" in outcome.err
+
+
+def test_one_run_by_two_names_is_refused(command: Command, made: Path) -> None:
+    again = made / "held" / ".." / "unit"
+    outcome = command("analyze", made / "run", "--against", made / "unit", "--against", again, *FAST)
+    assert outcome.code == 2
+    assert "twice" in outcome.err
+
+
+def test_a_missing_trace_is_named(command: Command, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "run", tmp_path / "run")
+    (tmp_path / "run" / "trace.parquet").unlink()
+    outcome = command("analyze", tmp_path / "run", *FAST)
+    assert outcome.code == 3
+    assert "trace.parquet is missing" in outcome.err

@@ -16,6 +16,7 @@ from spice_select.analysis.chosen import open_rows
 from spice_select.analysis.curvature import LeaveOneOut, guarantee_of, measure_curvature, most_rows
 from spice_select.analysis.decomposition import decompose_picks, decompose_random, random_pairs
 from spice_select.analysis.opposition import against_mean, against_running_mean
+from spice_select.analysis.pool_theory import analyse_pool
 from spice_select.analysis.theory import TheoryReport, analyse_theory
 from spice_select.errors import ConfigError
 from spice_select.gradients.store import GradientStore
@@ -322,3 +323,24 @@ def test_a_pool_of_zeros() -> None:
     assert report.curvature[0].value == 0
     assert report.trajectory.half_life.gain is None
     assert all(value is None for value in report.correlations[0].model_dump(include={"gain", "epsilon"}).values())
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e-150, 1e100, 1e150])
+def test_gradients_whose_squares_float64_does_not_hold_are_one_sentence(scale: float) -> None:
+    rows = pool(40, 4) * scale
+    selection = select(rows, budget=5, alpha="auto")
+    with pytest.raises(ConfigError, match="beyond float64"):
+        analysed(rows, selection)
+    with pytest.raises(ConfigError, match="beyond float64"):
+        analyse_pool(rows, alpha=selection.alpha)
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e-30, 1e30, 1e60])
+def test_the_theory_does_not_depend_on_the_unit_of_gradients(scale: float) -> None:
+    rows, found = pool(40, 4), []
+    for unit in (1.0, scale):
+        found.append(analysed(rows * unit, select(rows * unit, budget=5, alpha="auto")))
+    one, other = found
+    assert [c.value for c in other.curvature] == pytest.approx([c.value for c in one.curvature], rel=1e-9)
+    assert [b.free_looseness for b in other.bounds] == pytest.approx([b.free_looseness for b in one.bounds], rel=1e-6)
+    assert not any(b.free_violations for b in other.bounds)

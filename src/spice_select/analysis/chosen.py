@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from spice_select.analysis.posterior import CHUNK_ROWS, ScaledRows, cholesky, solve_lower
+from spice_select.errors import ConfigError
 from spice_select.selection.options import plain_array
 from spice_select.selection.rows import as_rows
 
@@ -42,6 +43,29 @@ class Part:
         """Every row once, in order."""
         for start in range(0, len(self._members), size):
             yield start, self._rows.scaled(self._members[start : start + size])
+
+
+LARGEST_SQUARE = 1e140
+"""Squared norms and scales beyond this, or below its inverse, have squares that float64 does not hold."""
+
+
+def require_range(norms: Float[np.ndarray, " n"], alpha: float) -> None:
+    """Refuse gradients whose inner products cannot be squared.
+
+    Args:
+        norms: |g|^2 of every row; what is not finite is passed over.
+        alpha: Fisher scale a.
+
+    Raises:
+        ConfigError: Too large or too small.
+    """
+    largest = float(norms[np.isfinite(norms)].max(initial=0.0))
+    known = [value for value in (largest, alpha) if value > 0]
+    if any(not 1.0 / LARGEST_SQUARE <= value <= LARGEST_SQUARE for value in known):
+        raise ConfigError(
+            f"Squared gradient norms of {largest:.1e} at alpha {alpha:.1e} have squares beyond float64; multiply the "
+            "gradients by a number that brings them near 1."
+        )
 
 
 def squared_norms(rows: ScaledRows) -> Float[np.ndarray, " n"]:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from spice_select.analysis.bounds import BoundCheck, bounds_table, check_bounds
-from spice_select.analysis.chosen import open_rows, squared_norms, usable_rows
+from spice_select.analysis.chosen import open_rows, require_range, squared_norms, usable_rows
 from spice_select.analysis.comparison import Numbers
 from spice_select.analysis.curvature import Curvature, measure_curvature
 from spice_select.analysis.decomposition import Decomposition, decompose_random, random_pairs
@@ -81,9 +81,13 @@ def analyse_pool(
         seed: Of every random choice.
         sizes: |S| of the random pairs; sizes that the pool is too small for are left out with a note.
         samples: Random pairs of each size.
+
+    Raises:
+        ConfigError: Numbers whose squares float64 does not hold.
     """
     opened = open_rows(rows, factors)
     norms = squared_norms(opened)
+    require_range(norms, alpha)
     pool = np.flatnonzero(usable_rows(rows, candidates, norms))
     generator = np.random.default_rng(seed)
     random, bounds, notes = [], [], []

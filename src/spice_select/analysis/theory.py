@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from spice_select.analysis.bounds import BoundCheck, bounds_table, check_bounds
-from spice_select.analysis.chosen import open_rows, squared_norms, usable_rows
+from spice_select.analysis.chosen import open_rows, require_range, squared_norms, usable_rows
 from spice_select.analysis.comparison import Numbers
 from spice_select.analysis.correlations import ConflictCorrelation, conflict_correlations, correlation_table
 from spice_select.analysis.curvature import Curvature, measure_curvature
@@ -122,7 +122,7 @@ def analyse_theory(
 
     Raises:
         ConfigError: No pick, columns of different length, a row number that is not there, a row of NaN or Inf among
-            the picks, or no pair to draw.
+            the picks, no pair to draw, or numbers whose squares float64 does not hold.
     """
     opened = open_rows(rows, factors)
     n, dim = opened.shape
@@ -131,6 +131,7 @@ def analyse_theory(
     measured, conflict = np.asarray(gains, dtype=np.float64), np.asarray(conflicts, dtype=np.float64)
     norms = squared_norms(opened)
     _check(picks, held, measured, conflict, norms, samples)
+    require_range(norms, alpha)
     usable = usable_rows(rows, candidates, norms)
     pool = np.flatnonzero(usable)
     notes: list[str] = []
