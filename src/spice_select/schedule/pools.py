@@ -13,23 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Int
 
 from spice_select.analysis.activity import activity_of_gram
 from spice_select.analysis.record import TrainingRecord
 from spice_select.config import RunConfig
 from spice_select.data.encoded import Encoded
 from spice_select.errors import ModelError, OutputError
-from spice_select.files import atomic_file, make_folder
 from spice_select.gradients.capture import GradientEngine
 from spice_select.reporter import Reporter
 from spice_select.schedule.certified import certify_gram
 from spice_select.schedule.gram import PoolGram, pool_gram
 from spice_select.schedule.log import PoolEntry, SelectionLog
 from spice_select.schedule.progress import Progress
+from spice_select.schedule.quotas import WalkQuotas
 from spice_select.schedule.ranks import Ranks
 from spice_select.schedule.recall import Recall
-from spice_select.schedule.resume import Checkpoints
+from spice_select.schedule.resume import Checkpoints, write_gram
 from spice_select.schedule.tracking import Tracking
 from spice_select.schedule.trainer import Diverged, ProxyTrainer
 from spice_select.schedule.walk import Walk
@@ -103,6 +103,9 @@ class PoolSchedule:
         self._reporter = reporter
         self._recall = recall
         self._grams = grams
+        self._quotas: WalkQuotas | None = None
+        if offer.labels is not None and config.selection.quotas is not None:
+            self._quotas = WalkQuotas(offer.labels, config.selection.quotas, offer.rows, walk, offer.budget.rows)
 
     @property
     def entries(self) -> Sequence[PoolEntry]:
@@ -165,7 +168,7 @@ class PoolSchedule:
         began = time.perf_counter()
         with self._ranks.together():
             if self._ranks.main and self._grams is not None:
-                _write_gram(self._grams / f"{number:06d}.npy", measured.gram)
+                write_gram(self._grams / f"{number:06d}.npy", measured.gram)
             entry = self._choose(number, rows, due, measured)
         self.progress.timed("selection", began)
         return entry
@@ -216,6 +219,12 @@ class PoolSchedule:
         budget = None if due is None else f"{due} tokens" if by_tokens else min(due, usable)
         earlier = None if self._recall is None else self._recall.earlier()
         labels = None if self._offer.labels is None else [self._offer.labels[int(row)] for row in rows]
+        quotas = None
+        if self._quotas is not None:
+            # With a stop ratio no pool makes up for another.
+            before = None if settings.stop_ratio is not None else [row for e in self.entries for row in e.picks]
+            most = usable if due is None else min(due, usable)
+            quotas = self._quotas.of_pool(number, rows[np.isfinite(diagonal)], most, before)
         selection = select_gram(
             measured.gram,
             budget,
@@ -230,7 +239,7 @@ class PoolSchedule:
             lengths=self._offer.encoded.response_tokens[rows],
             per_token=settings.per_token,
             groups=labels,
-            quotas=settings.quotas if labels is not None else None,
+            quotas=quotas,
             earlier=earlier,
         )
         if self._recall is not None:
@@ -290,9 +299,3 @@ class PoolSchedule:
 
 def _finite(values: np.ndarray) -> tuple[float | None, ...]:
     return tuple(float(value) if np.isfinite(value) else None for value in values)
-
-
-def _write_gram(path: Path, gram: Float64[np.ndarray, "n n"]) -> None:
-    make_folder(path.parent)
-    with atomic_file(path) as file:
-        np.save(file, gram, allow_pickle=False)

@@ -1,12 +1,15 @@
-"""Checkpoints of the trained weights, by the pools that were done: the last two are kept."""
+"""What a walk keeps beside its log: checkpoints of the trained weights, the last two, and inner products."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float64
+
 from spice_select.analysis.record import TrainingRecord
 from spice_select.errors import StoreError, StoreMismatch
-from spice_select.files import make_folder, remove_tree
+from spice_select.files import atomic_file, make_folder, remove_tree
 from spice_select.schedule.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
 from spice_select.schedule.ranks import Ranks
 from spice_select.schedule.trainer import ProxyTrainer
@@ -68,3 +71,10 @@ class Checkpoints:
     def _known(self) -> list[int]:
         names = [path.name.removeprefix("after-") for path in self._folder.glob("after-*")]
         return [int(name) for name in names if name.isdigit()]
+
+
+def write_gram(path: Path, gram: Float64[np.ndarray, "n n"]) -> None:
+    """Keep the inner products of a pool, whole or not at all."""
+    make_folder(path.parent)
+    with atomic_file(path) as file:
+        np.save(file, gram, allow_pickle=False)

@@ -21,10 +21,16 @@ Quotas = Mapping[str, Mapping[str, int | float]]
 
 
 class Groups:
-    """Groups of rows with the least and the most rows that each may get."""
+    """Groups of rows with the least and the most rows that each may get.
+
+    Attributes:
+        codes: Group of each row.
+        least: Rows that each group gets at least.
+        most: Rows that each group gets at most.
+    """
 
     def __init__(self, codes: Int[np.ndarray, " n"], least: Int[np.ndarray, " g"], most: Int[np.ndarray, " g"]) -> None:
-        self.codes = codes
+        self.codes, self.least, self.most = codes, least, most
         self._members = [np.flatnonzero(codes == code) for code in range(len(least))]
         self._owed = least.copy()
         self._room = most.copy()
