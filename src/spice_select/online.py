@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from spice_select.config import RunConfig
-from spice_select.files import Lock, make_folder, remove_tree
+from spice_select.files import Lock, make_folder
+from spice_select.gradients.locks import discard
 from spice_select.pool import Pool, excluded_rows, group_labels
 from spice_select.reporter import Clock, Reporter
 from spice_select.results import Measured, RunResult, deliver
@@ -13,7 +14,7 @@ from spice_select.run_folder import RunFolder
 from spice_select.schedule import outcome
 from spice_select.schedule.pools import Offer
 from spice_select.schedule.ranks import Ranks
-from spice_select.schedule.session import Walked, load_base, walk_pools
+from spice_select.schedule.session import Walked, load_base, start_again, walk_pools
 from spice_select.selection.budget import Budget
 
 
@@ -51,7 +52,8 @@ def run_pools(
     with ranks.together():
         if ranks.main:
             if overwrite:
-                _start_again(folder)
+                start_again(folder.schedule)
+                discard(folder.gradients)
             folder.claim(config, overwrite=overwrite)
     labels = group_labels(config, pool) if config.selection.quotas is not None else None
     offer = Offer(pool.encoded, pool.encoded.usable & ~excluded_rows(config, pool), budget, labels)
@@ -61,12 +63,6 @@ def run_pools(
         if ranks.main:
             result = _deliver(config, pool, budget, folder, walked, reporter, clock)
     return result
-
-
-def _start_again(folder: RunFolder) -> None:
-    if folder.schedule.is_dir():
-        with Lock.exclusive(folder.schedule / ".lock", str(folder.schedule)):
-            remove_tree(folder.schedule)
 
 
 def _deliver(
@@ -79,16 +75,19 @@ def _deliver(
     clock: Clock,
 ) -> RunResult:
     entries = walked.entries
-    selection = outcome.union(entries, config, len(pool.rows), budget)
+    n = len(pool.rows)
+    selection = outcome.union(entries, config, n, budget)
     for line in selection.warnings:
         reporter.warn(line)
-    norms = outcome.squared_norms(entries, len(pool.rows))
-    usable = np.isfinite(norms)
+    # Rows of a pool that had nothing to give were never measured: they could be chosen, and their norm is unknown.
+    usable = np.zeros(n, dtype=bool)
+    usable[[row for entry in entries for row in entry.rows]] = True
+    usable &= ~outcome.unmeasurable(entries, n)
     record = outcome.schedule_record(entries, walked.trainings, walked.steps_at)
     reporter.stage("Results")
     measured = Measured(
         lengths=pool.encoded.response_tokens,
-        squared_norms=np.where(usable, norms, 0.0),
+        squared_norms=np.where(usable, outcome.squared_norms(entries, n), 0.0),
         usable=usable,
         sketch=record.gram,
         examples=pool.encoded.digest,

@@ -11,7 +11,7 @@ from spice_select.analysis.certificate import Certificate, certify
 from spice_select.config import RunConfig, load_config
 from spice_select.cost import Cost, estimate, in_pools, with_warmup
 from spice_select.errors import ConfigError, StoreMismatch
-from spice_select.files import Lock, make_folder, remove_tree
+from spice_select.files import Lock, make_folder
 from spice_select.gradients.capture import GradientEngine
 from spice_select.gradients.collect import collect as collect_gradients
 from spice_select.gradients.collect import start_again
@@ -24,8 +24,10 @@ from spice_select.preconditions import require_budget, require_named, require_sa
 from spice_select.reporter import Clock, Reporter, Silent, heard
 from spice_select.results import Measured, RunResult, StoreResult, deliver
 from spice_select.run_folder import RunFolder
+from spice_select.schedule.checks import check_pools, check_warmup
 from spice_select.schedule.ranks import Ranks, joined
-from spice_select.schedule.session import check_pools, learning_engine, load_base, warmed
+from spice_select.schedule.session import learning_engine, load_base, warmed
+from spice_select.schedule.session import start_again as discard_schedule
 from spice_select.schedule.warmup import WarmUp, wanted, warm_record, warmup_rows
 from spice_select.selection import Selection, select
 from spice_select.selection.budget import Budget
@@ -62,6 +64,8 @@ def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> Ru
         with ranks.together():
             if config.schedule.kind == "pools":
                 check_pools(config, reporter)
+            else:
+                check_warmup(config)
             pool = read_pool(config, reporter, clock)
             budget = check_selection(config, pool)
         if config.schedule.kind == "pools":
@@ -87,6 +91,7 @@ def collect(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -
                 folder.check(config, overwrite=overwrite, selection=False)
         clock = Clock()
         with ranks.together():
+            check_warmup(config)
             pool = read_pool(config, reporter, clock)
         store, _ = _measure(config, pool, folder, ranks, reporter, clock, overwrite=overwrite)
         return StoreResult.of(folder, store, clock.seconds) if ranks.main else None
@@ -123,6 +128,11 @@ def select_from(
     flags: dict[str, Any] = {"output": {"folder": str(output if output is not None else source)}}
     if budget is not None:
         flags["selection"] = {"budget": budget}
+    if earlier.schedule.kind == "pools":
+        raise ConfigError(
+            f"{origin.path} was selected pool by pool, each by a proxy of its own, and keeps no gradients to select "
+            "from; run again with other settings into another folder."
+        )
     config = with_whole_paths(load_config(origin.config, overrides, flags, preset))
     require_same_gradients(earlier, config)
     require_budget(config)
@@ -153,6 +163,8 @@ def dry_run(config: RunConfig, reporter: Reporter, *, selection: bool = True) ->
     pools = config.schedule.kind == "pools"
     if pools:
         check_pools(config, reporter)
+    else:
+        check_warmup(config)
     pool = read_pool(config, reporter, Clock())
     picks = check_selection(config, pool).rows if selection else 0
     if pools:
@@ -196,8 +208,8 @@ def _measure(
             proxy, engine = _load_engine(config, pool, reporter, ranks)
     with ranks.together():
         if ranks.main:
-            if overwrite and warms:
-                remove_tree(folder.schedule)
+            if overwrite:
+                discard_schedule(folder.schedule)
             folder.claim(config, overwrite=overwrite)
     warm = None
     if warms:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from spice_select.files import Lock, make_folder, remove_file, remove_temporaries, sync_folder
+from spice_select.files import Lock, make_folder, remove_file, remove_temporaries, remove_tree, sync_folder
 from spice_select.gradients.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from spice_select.gradients.shards import SHARD_FOLDER, Shard
 
@@ -56,6 +56,17 @@ def joined(folder: Path, requested: Manifest, *, overwrite: bool = False) -> Ite
             # Another worker may have been first.
             if read_manifest(folder) is None:
                 _start_again(folder, requested)
+
+
+def discard(folder: Path) -> None:
+    """Take a store away; a folder that is none stays.
+
+    Raises:
+        OutputBusy: Another run is writing it.
+    """
+    if (folder / LOCK_FOLDER).is_dir():
+        with Lock.exclusive(folder / LOCK_FOLDER / "store.lock", f"the gradient store {folder}"):
+            remove_tree(folder)
 
 
 def lease(folder: Path, shard: Shard, *, wait: bool = False) -> Lock | None:

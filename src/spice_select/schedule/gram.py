@@ -96,7 +96,7 @@ def pool_gram(
     layers = engine.proxy.layers
     size = sum(layer.size for layer in layers)
     adapters = engine.config.lora is not None
-    if adapters or 4 * len(ids) * size <= MOST_PASSES * memory:
+    if adapters or exact_fits(len(ids), size, memory):
         what = "adapter factors" if adapters else "layers"
         return work.exact(memory, f"exact over {len(layers)} {what}")
     dim = max(LEAST_DIM, engine.config.dim)
@@ -105,6 +105,11 @@ def pool_gram(
     parts = {0: inner_products(torch.from_numpy(pool.rows).to(device))} if ranks.main else {}
     gram = ranks.all_gather_grams(parts, [0], len(ids)).numpy()
     return _pool_gram(gram, pool.losses, pool.tokens, exact=False, how=f"fold, D = {dim:,}")
+
+
+def exact_fits(rows: int, values: int, memory: int) -> bool:
+    """Whether whole gradients of so many numbers are measured in few enough passes."""
+    return 4 * rows * values <= MOST_PASSES * memory
 
 
 def pool_rows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from spice_select.analysis.activity import ConflictActivity, merge_activities
 from spice_select.analysis.record import PoolRecord, ScheduleRecord, TrainingRecord
@@ -13,6 +13,7 @@ from spice_select.config import RunConfig
 from spice_select.schedule.log import PoolEntry
 from spice_select.selection import Selection
 from spice_select.selection.budget import Budget
+from spice_select.selection.inputs import unusable_sentence
 
 
 def union(entries: Sequence[PoolEntry], config: RunConfig, n: int, budget: Budget) -> Selection:
@@ -24,7 +25,16 @@ def union(entries: Sequence[PoolEntry], config: RunConfig, n: int, budget: Budge
 
     alphas = [entry.alpha for entry in entries if entry.alpha is not None]
     reasons = {entry.stop_reason for entry in entries if entry.picks}
-    warnings = dict.fromkeys(line for entry in entries for line in entry.warnings)
+    failed = unmeasurable(entries, n)
+    said = [] if not failed.any() else [unusable_sentence(~failed, ~failed)]
+    picked = sum(len(entry.picks) for entry in entries)
+    short = settings.stop_ratio is None and budget.tokens is None and picked < budget.rows
+    if short:
+        said.append(
+            f"Only {picked:,} of the {budget.rows:,} rows of the budget could be picked, as too few rows of the last "
+            "pools were usable."
+        )
+    warnings = dict.fromkeys([*said, *(line for entry in entries for line in entry.warnings)])
     hinges = [entry.activity.hinge for entry in entries if entry.activity is not None]
     return Selection(
         indices=np.array([row for entry in entries for row in entry.picks], dtype=np.int64),
@@ -33,7 +43,13 @@ def union(entries: Sequence[PoolEntry], config: RunConfig, n: int, budget: Budge
         epsilons=joined("epsilons"),
         conflicts=joined("conflicts"),
         scores=joined("scores"),
-        stop_reason="stop_ratio" if "stop_ratio" in reasons else "tokens" if "tokens" in reasons else "budget",
+        stop_reason="stop_ratio"
+        if "stop_ratio" in reasons
+        else "tokens"
+        if "tokens" in reasons
+        else "exhausted"
+        if short
+        else "budget",
         n=n,
         k=budget.rows,
         alpha=float(np.median(alphas)) if alphas else float(settings.alpha != "auto" and settings.alpha),
@@ -44,10 +60,18 @@ def union(entries: Sequence[PoolEntry], config: RunConfig, n: int, budget: Budge
         normalize=settings.normalize,
         fisher="exact",
         loop="kernel",
-        unusable=n - sum(len(entry.rows) for entry in entries),
+        unusable=n - sum(len(entry.rows) for entry in entries) + int(failed.sum()),
         first_gain_outlier=any(entry.first_gain_outlier for entry in entries),
         warnings=tuple(warnings),
     )
+
+
+def unmeasurable(entries: Sequence[PoolEntry], n: int) -> Bool[np.ndarray, " n"]:
+    """Rows whose gradient was measured and is no number; those of pools that were passed over are not among them."""
+    failed = np.zeros(n, dtype=bool)
+    for entry in entries:
+        failed[[row for row, value in zip(entry.rows, entry.squared_norms, strict=False) if value is None]] = True
+    return failed
 
 
 def squared_norms(entries: Sequence[PoolEntry], n: int) -> Float[np.ndarray, " n"]:

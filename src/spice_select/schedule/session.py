@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,18 @@ from jaxtyping import Bool
 from spice_select.analysis.record import TrainingRecord
 from spice_select.config import RunConfig
 from spice_select.data.encoded import Encoded
-from spice_select.errors import ConfigError
-from spice_select.files import Lock, make_folder
+from spice_select.files import Lock, make_folder, remove_tree
 from spice_select.gradients.capture import GradientEngine
 from spice_select.gradients.proxy import Proxy, load_proxy
 from spice_select.reporter import Clock, Reporter, heard
 from spice_select.schedule.adapters import attach_adapters, trained_scope
-from spice_select.schedule.gram import LEAST_DIM
+from spice_select.schedule.gram import LEAST_DIM, exact_fits
 from spice_select.schedule.log import PoolEntry, SelectionLog
 from spice_select.schedule.pools import Offer, PoolSchedule
 from spice_select.schedule.ranks import Ranks
 from spice_select.schedule.recall import Recall
 from spice_select.schedule.resume import Checkpoints
-from spice_select.schedule.tracking import Tracking, check_tracker
+from spice_select.schedule.tracking import Tracking
 from spice_select.schedule.trainer import ProxyTrainer
 from spice_select.schedule.walk import Walk
 from spice_select.schedule.warmup import WarmUp, wanted, warm_up
@@ -55,35 +55,15 @@ class Walked:
     sources: dict[str, Any]
 
 
-def check_pools(config: RunConfig, reporter: Reporter) -> None:
-    """Refuse what pools cannot do, and say which settings they do not use.
+def start_again(folder: Path) -> None:
+    """Throw away what a schedule has left.
 
     Raises:
-        ConfigError: A setting that does not go with pools.
+        OutputBusy: Another run is at it.
     """
-    selection, gradients = config.selection, config.gradients
-    if selection.fisher != "exact":
-        raise ConfigError(
-            f"selection.fisher '{selection.fisher}' needs gradients by coordinate, and pools have inner products; "
-            "use exact, or schedule.kind fixed."
-        )
-    if selection.initial is not None:
-        raise ConfigError(
-            "selection.initial cannot go with schedule.kind pools, whose pools start empty; exclude those rows with "
-            "selection.exclude, or use schedule.kind fixed."
-        )
-    if isinstance(selection.quotas, dict) and any(
-        isinstance(limit, int) for limits in selection.quotas.values() for limit in limits.values()
-    ):
-        raise ConfigError(
-            "selection.quotas in rows cannot be kept pool by pool; give shares of the budget (0.25), or proportional."
-        )
-    if gradients.lora is not None:
-        reporter.warn("gradients.lora is not used by pools, whose adapters are those of schedule.lora.")
-    if selection.loop not in ("auto", "kernel"):
-        reporter.warn(f"selection.loop '{selection.loop}' is not used by pools, which work on inner products.")
-    if config.schedule.tracker is not None:
-        check_tracker(config.schedule.tracker)
+    if folder.is_dir():
+        with Lock.exclusive(folder / ".lock", str(folder)):
+            remove_tree(folder)
 
 
 def load_base(config: RunConfig, ranks: Ranks, reporter: Reporter, clock: Clock) -> Proxy:
@@ -133,7 +113,8 @@ def warmed(
     """
     with ranks.together():
         proxy = attach_adapters(base, config.schedule, config.seed, config.gradients.layers)
-    warm = warm_up(config, encoded, usable, proxy, folder / "warm-up", ranks, reporter)
+    with _alone(folder, ranks, reporter):
+        warm = warm_up(config, encoded, usable, proxy, folder / "warm-up", ranks, reporter)
     model = proxy.model
     if config.schedule.scope == "lora" and config.gradients.lora is None:
         model = model.merge_and_unload()
@@ -165,13 +146,24 @@ def walk_pools(
         StoreMismatch, StoreCorrupt: A log of another run, or one that was damaged.
         OutputBusy: Another run is at this folder.
     """
+    with _alone(folder, ranks):
+        return _walk(config, base, offer, folder, ranks, reporter, clock)
+
+
+@contextmanager
+def _alone(folder: Path, ranks: Ranks, waits: Reporter | None = None) -> Iterator[None]:
+    """Keep other runs out of a schedule's folder; where one is there, wait for it if ``waits`` is to hear of that."""
     lock = None
     with ranks.together():
         if ranks.main:
             make_folder(folder)
-            lock = Lock.exclusive(folder / ".lock", str(folder))
+            path = folder / ".lock"
+            lock = Lock.try_acquire(path) if waits is not None else Lock.exclusive(path, str(folder))
+            if lock is None and waits is not None:
+                waits.note(f"Another run is warming the proxy up in {folder}; waiting for it.")
+                lock = Lock.acquire(path)
     try:
-        return _walk(config, base, offer, folder, ranks, reporter, clock)
+        yield
     finally:
         if lock is not None:
             lock.close()
@@ -263,17 +255,24 @@ def _identity(config: RunConfig, offer: Offer, base: Proxy) -> str:
         "selection": config.selection.model_dump(mode="json", exclude={"loop", "exclude", "initial"}),
         "gradients": config.gradients.model_dump(mode="json", include={"layers", "loss", "seed", "dim"}),
     }
+    if config.schedule.scope == "full" and config.schedule.memory == "none":
+        # The memory decides between exact products and a fold, whose picks are others.
+        size, memory = sum(layer.size for layer in base.layers), config.schedule.gram_bytes
+        rows = int(offer.rows.sum())
+        counts = {min(rows, config.schedule.pool_size), rows % config.schedule.pool_size} - {0}
+        content["exact"] = [exact_fits(count, size, memory) for count in sorted(counts)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _expected(config: RunConfig, offer: Offer, walk: Walk, number: int) -> int:
-    """Picks that a pool will give at most; a guess where the budget counts tokens."""
+    """Picks that a pool will give at most, what other pools have left over aside."""
     if config.selection.budget is None:
         return len(walk.pool(number))
     if offer.budget.tokens is None:
         return walk.fair(offer.budget.rows, number)
-    mean = float(offer.encoded.response_tokens[walk.order].mean())
-    return min(len(walk.pool(number)), round(walk.fair(offer.budget.tokens, number) / mean))
+    # Were there more steps than foreseen, the learning rate would be 0 for the rest: so the shortest rows count.
+    shortest = np.cumsum(np.sort(offer.encoded.response_tokens[walk.pool(number)]))
+    return int(np.searchsorted(shortest, walk.fair(offer.budget.tokens, number), side="right"))
 
 
 def _plan(config: RunConfig, offer: Offer, walk: Walk, steps: int) -> str:
@@ -283,7 +282,8 @@ def _plan(config: RunConfig, offer: Offer, walk: Walk, steps: int) -> str:
         picks = walk.fair(offer.budget.rows, 0) if offer.budget.tokens is None else None
         line += f", about {picks} picks each" if picks is not None else f", {offer.budget.tokens:,} tokens in all"
     if steps:
-        line += f"; the proxy is trained every {schedule.interval} pools, {steps} optimiser steps in all"
+        most = "at most " if config.selection.stop_ratio is not None or offer.budget.tokens is not None else ""
+        line += f"; the proxy is trained every {schedule.interval} pools, {most}{steps} optimiser steps in all"
     else:
         line += f"; too few for the proxy to be trained, as schedule.interval is {schedule.interval}"
     return line + "."
