@@ -177,13 +177,17 @@ class RunFolder:
                 f"The output {self.path} holds a config.yaml that cannot be read ({error}); "
                 "name another folder, or start again with --overwrite."
             ) from None
-        ignored = {("selection",), ("preset",)} if not (selection and self.record.exists()) else {("preset",)}
+        pools = earlier.schedule.kind == "pools"
+        # Picks that are made pool by pool are part of what an unfinished run has left.
+        chosen = self.record.exists() or (pools and (self.schedule / "log.jsonl").exists())
+        ignored = {("preset",)} if selection and chosen else {("selection",), ("preset",)}
         found = differences(earlier, config, ignored=ignored)
         if found:
             listed = "; ".join(f"{field} was {old!r} and is now {new!r}" for field, old, new in found[:6])
+            anew = f"select anew from its gradients with 'spice-select select {self.path} --output OTHER', "
             raise StoreMismatch(
-                f"The output {self.path} belongs to other settings ({listed}); name another folder, select anew from "
-                f"its gradients with 'spice-select select {self.path} --output OTHER', or start again with --overwrite."
+                f"The output {self.path} belongs to other settings ({listed}); name another folder, "
+                f"{'' if pools else anew}or start again with --overwrite."
             )
 
 
