@@ -12,12 +12,21 @@ import argparse
 import json
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from spice_select import GradientStore, select, select_gram
 from spice_select.analysis.record import SelectionRecord
 from spice_select.config import load_config
+
+PENALTIES: tuple[tuple[Literal["absolute", "relative"], float], ...] = (
+    ("absolute", 0.1),
+    ("absolute", 0.5),
+    ("absolute", 1.0),
+    ("relative", 0.5),
+    ("relative", 1.0),
+)
 
 
 def grams(folder: Path) -> list[np.ndarray]:
@@ -63,13 +72,7 @@ def replayed(folder: Path) -> None:
         print(f"| {ratio} | {kept[0] / sum(budget):.1%} | {kept[1] / sum(budget):.1%} |")
     print("\n| penalty | weight | alpha | picks changed | picks in conflict without penalty |\n|---|---|---|---|---|")
     for alpha in (1.0, "auto"):
-        for penalty, weight in (
-            ("absolute", 0.1),
-            ("absolute", 0.5),
-            ("absolute", 1.0),
-            ("relative", 0.5),
-            ("relative", 1.0),
-        ):
+        for penalty, weight in PENALTIES:
             changed = total = opposing = 0
             for gram in tables:
                 rows = round(share * len(gram))
