@@ -54,7 +54,7 @@ def brute_novelsum(unit: np.ndarray, reference: np.ndarray, k: int, *, official:
     def sigma(x: np.ndarray) -> float:
         squared = sorted(float(((x - y) ** 2).sum()) for y in reference)
         used = squared[1 : k + 1] if official or squared[0] < 1e-12 else squared[:k]
-        return 1.0 / np.mean(used)
+        return float(1.0 / np.mean(used))
 
     values = []
     densities = [sigma(x) ** 0.5 for x in unit]
@@ -278,3 +278,20 @@ def test_the_pool_alone_and_a_sampled_comparison() -> None:
     assert sampled.sampled
     assert "a random 10 of them" in sampled.describe()[0]
     assert directions(rows, most=10).unit.shape == (10, 8)
+
+
+@pytest.mark.parametrize("near", [1 - 1e-15, 1 - 1e-12, 1 + 1e-15, 1 + 1e-10])
+def test_vendi_of_an_order_near_1_is_that_of_1(near: float) -> None:
+    rows = np.random.default_rng(0).standard_normal((30, 8))
+    assert vendi(rows, q=near).value == pytest.approx(vendi(rows).value, abs=1e-6)
+
+
+@pytest.mark.parametrize("large", [1e3, 1e6, 1e300])
+def test_vendi_of_a_large_order_nears_the_largest_share(large: float) -> None:
+    rows = np.random.default_rng(0).standard_normal((30, 8))
+    assert vendi(rows, q=large).value == pytest.approx(vendi(rows, q=np.inf).value, rel=5e-3)
+
+
+def test_vendi_of_similarities_that_no_rows_can_have_is_refused() -> None:
+    with pytest.raises(DataError, match="positive semidefinite"):
+        vendi_of_kernel(np.array([[1.0, 2.0], [2.0, 1.0]]))

@@ -18,6 +18,8 @@ from spice_select.errors import ConfigError, DataError
 from spice_select.selection.options import row_numbers
 from spice_select.selection.rows import as_rows
 
+NEAR_ONE = 1e-8
+"""Orders so near to 1 are taken for 1: the limit is nearer than rounding would let the formula come."""
 _COLUMNS = 4096
 """Columns whose random signs are made at once."""
 
@@ -71,7 +73,10 @@ def vendi_of_kernel(kernel: Float[np.ndarray, "n n"], *, q: float = 1.0) -> floa
         raise DataError("kernel must be a square matrix of similarities with 1 on its diagonal.")
     if not np.allclose(matrix, matrix.T, atol=1e-6):
         raise DataError("kernel must be symmetric, the similarity of a row with another being mutual.")
-    return effective_number(np.linalg.eigvalsh(matrix), q)
+    values = np.linalg.eigvalsh(matrix)
+    if values[0] < -1e-6 * len(matrix):
+        raise DataError(f"kernel must be positive semidefinite, and has the eigenvalue {values[0]:.3g}.")
+    return effective_number(values, q)
 
 
 def g_vendi(
@@ -167,13 +172,15 @@ def effective_number(values: Float[np.ndarray, " m"], q: float, *, n: int | None
     floor = len(values) * np.finfo(np.float64).eps * float(values[-1])
     shares = values[values > floor]
     shares = shares / shares.sum()
-    if q == 1:
+    if abs(q - 1) < NEAR_ONE:
         score = math.exp(-float((shares * np.log(shares)).sum()))
     elif math.isinf(q):
         score = 1.0 / float(shares.max())
     else:
-        score = float((shares**q).sum()) ** (1.0 / (1.0 - q))
-    return min(max(score, 1.0), float(len(values) if n is None else n))
+        # By logarithms from the largest share on, as powers of large orders vanish.
+        largest = float(shares.max())
+        score = math.exp((q * math.log(largest) + math.log(float(((shares / largest) ** q).sum()))) / (1.0 - q))
+    return float(min(max(score, 1.0), len(values) if n is None else n))
 
 
 def _projected(block: Float[np.ndarray, "b width"], dim: int, seed: int) -> Float[np.ndarray, "b dim"]:
