@@ -151,6 +151,7 @@ def in_pools(cost: Cost, config: RunConfig, trained_tokens: int) -> Cost:
             # A pool's greedy is a few products of its Gram matrix: milliseconds.
             "selection_seconds": 0.01 * pools,
             "kept": False,
+            "gradient_dim": 0,
             "training_seconds": (trained_tokens + picked) / cost.measured_tokens_per_second,
         }
     )

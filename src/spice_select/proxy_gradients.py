@@ -120,7 +120,7 @@ def _geometry(engine: GradientEngine, examples: Sequence[Example], memory: int, 
         exact=found.exact,
         method=found.how,
         response_tokens=int(tokens.sum()),
-        loss=float(found.losses.mean()),
+        loss=float(found.losses[np.isfinite(found.losses)].mean()) if np.isfinite(found.losses).any() else float("inf"),
     )
     return Measured(model, found.gram, tokens)
 

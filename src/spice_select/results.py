@@ -371,4 +371,5 @@ def _summary(
         activity=activity,
         proxy="fixed" if schedule is None else "pools" if schedule.kind == "pools" else "warmed",
         outlying_pools=None if schedule is None else schedule.outlying,
+        robust_stop=config.selection.robust_stop,
     )

@@ -158,7 +158,8 @@ def test_a_selection_whose_gradients_lie_elsewhere(command: Command, made: Path,
     assert whole["theory"]["picks"]["error"] < 1e-6
     bases = pq.read_table(made / name / "trace.parquet").column("base").to_pylist()
     assert whole["theory"]["picks"]["base"] == pytest.approx(bases, abs=1e-9)
-    usable = 99 if name == "unit" else 96
+    # Rows in hand could not be chosen any more.
+    usable = 99 if name == "unit" else 94
     assert sum(group["pool"] for group in whole["coverage"][-1]["groups"]) == usable
     assert whole["diversity"]["pool"] == usable
 

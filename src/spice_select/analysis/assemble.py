@@ -72,6 +72,15 @@ class Material:
     pools: PoolFacts | None = None
     left_out: list[str] = field(default_factory=list)
 
+    @property
+    def open_rows(self) -> Bool[np.ndarray, " n"] | None:
+        """Rows that could be chosen: usable, and not in hand before the first pick."""
+        if self.usable is None:
+            return None
+        found = self.usable.copy()
+        found[list(self.initial)] = False
+        return found
+
 
 NO_PICKS = (
     "Certificate, gain curves, conflict of picks, and picks beside the pool: nothing was chosen yet; select first."
@@ -222,7 +231,7 @@ def assemble(material: Material, *, clusters: int, samples: int, seed: int, repo
         else:
             sets = {material.subject.name: picks.tolist(), **material.others}
             most = max(len(set(rows)) for rows in sets.values())
-            beside = overlaps(sets, max(subject.usable, most))
+            beside = overlaps(sets, max(subject.usable - len(material.initial), most))
     return Analysis(
         subject=subject,
         certificate=material.certificate,
@@ -242,10 +251,11 @@ def assemble(material: Material, *, clusters: int, samples: int, seed: int, repo
 
 def _diversity(material: Material, picks: Int[np.ndarray, " k"] | None, seed: int) -> Diversity | None:
     """Directions beside random ones; rows without any are left out first, in picks and pool alike."""
-    assert material.usable is not None
+    candidates = material.open_rows
+    assert candidates is not None
     norms = squared_norms(open_rows(as_rows(material.gradients)))
     pointing = np.isfinite(norms) & (norms > 0)
-    pool = np.flatnonzero(material.usable & pointing)
+    pool = np.flatnonzero(candidates & pointing)
     chosen = None if picks is None else picks[pointing[picks]]
     if len(pool) < FEWEST or (chosen is not None and len(chosen) < FEWEST):
         material.left_out.append(f"Diversity: it takes {FEWEST} rows whose gradients are not zero.")
@@ -256,7 +266,8 @@ def _diversity(material: Material, picks: Int[np.ndarray, " k"] | None, seed: in
 def _coverage(
     material: Material, picks: Int[np.ndarray, " k"] | None, clusters: int, seed: int
 ) -> tuple[Coverage, ...]:
-    pool = None if material.usable is None else np.flatnonzero(material.usable)
+    candidates = material.open_rows
+    pool = None if candidates is None else np.flatnonzero(candidates)
     found = [
         measure_coverage(labels, picks, pool=pool, by=by)
         for by, labels in material.labels.items()

@@ -81,18 +81,22 @@ def of_shares(shares: Sequence[Share], what: str, *, by_source: bool) -> list[st
     ]
 
 
-def of_first_gain(first: float, following: float) -> list[str]:
+def of_first_gain(first: float, following: float, *, robust: bool) -> list[str]:
     """A first gain far above the next few."""
-    return [
+    fact = (
         f"The first gain ({first:.3g} nats) is far above the next few (median {following:.3g}), so one example with a"
-        " huge gradient leads, and a stop ratio measured against it would trip early; look at the first pick, and with"
-        " a stop ratio use --set selection.robust_stop=true."
+    )
+    if robust:
+        return [f"{fact} huge gradient leads; look at the first pick."]
+    return [
+        f"{fact} huge gradient leads, and a stop ratio measured against it would trip early; look at the first pick,"
+        " and with a stop ratio use --set selection.robust_stop=true."
     ]
 
 
-def of_first_gains(outlying: int, pools: int) -> list[str]:
+def of_first_gains(outlying: int, pools: int, *, robust: bool) -> list[str]:
     """Pools whose first gain is far above their next few, where they are half or more of the pools."""
-    if 2 * outlying < pools:
+    if 2 * outlying < pools or robust:
         return []
     return [
         f"In {outlying} of {pools} pools the first gain is far above the next few, so one example with a huge gradient"

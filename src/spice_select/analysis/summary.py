@@ -114,6 +114,7 @@ def summarise(
     activity: ConflictActivity | None = None,
     proxy: Literal["fixed", "warmed", "pools"] = "fixed",
     outlying_pools: tuple[int, int] | None = None,
+    robust_stop: bool = False,
 ) -> Summary:
     """Compare the picks with the pool, and warn beyond a factor of 2.
 
@@ -129,6 +130,7 @@ def summarise(
         activity: How much conflict there is among the gradients.
         proxy: Whether the proxy was as it came, warmed up, or trained from pool to pool; the advice depends on it.
         outlying_pools: Where the rows came in pools: those whose first gain stands far above their next, and all.
+        robust_stop: Whether the stop ratio compares with more than the first gain already.
     """
     picks = np.asarray(selection.indices, dtype=np.int64)
     gains = np.asarray(selection.gains, dtype=np.float64)
@@ -149,7 +151,7 @@ def summarise(
         *cautions.of_norm(norm_median, normalize),
         *cautions.of_shares(source_shares, "source", by_source=True),
         *cautions.of_shares(group_shares, "group", by_source=False),
-        *_first_gain(gains, following, outlying_pools, outlier=outlier),
+        *_first_gain(gains, following, outlying_pools, outlier=outlier, robust=robust_stop),
     ]
     return Summary(
         pool=len(pool),
@@ -175,13 +177,18 @@ def summarise(
 
 
 def _first_gain(
-    gains: Float[np.ndarray, " k"], following: float | None, pools: tuple[int, int] | None, *, outlier: bool
+    gains: Float[np.ndarray, " k"],
+    following: float | None,
+    pools: tuple[int, int] | None,
+    *,
+    outlier: bool,
+    robust: bool,
 ) -> list[str]:
     if not outlier:
         return []
     if pools is not None:
-        return cautions.of_first_gains(*pools)
-    return cautions.of_first_gain(float(gains[0]), following) if following is not None else []
+        return cautions.of_first_gains(*pools, robust=robust)
+    return cautions.of_first_gain(float(gains[0]), following, robust=robust) if following is not None else []
 
 
 def _shares(names: Sequence[str], pool: Int[np.ndarray, " m"], picks: Int[np.ndarray, " k"]) -> tuple[Share, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import typer
@@ -30,7 +31,9 @@ def show_store(result: StoreResult, *, as_json: bool) -> None:
 
 
 def show_cost(cost: Cost, *, as_json: bool) -> None:
-    """Print the predicted cost of a run."""
+    """Print the predicted cost of a run, once where several processes were started."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     if as_json:
         typer.echo(cost.model_dump_json())
         return

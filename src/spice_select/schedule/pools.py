@@ -40,6 +40,10 @@ from spice_select.selection.budget import Budget
 _OF_ONE_POOL = re.compile("outlier|unusable")
 
 
+# Rows that are all without a finite gradient only where the proxy has diverged.
+_TELLING = 8
+
+
 @dataclass(frozen=True)
 class Offer:
     """What the walk works on.
@@ -163,15 +167,14 @@ class PoolSchedule:
         measured = self._measure(ids, masks, self.progress.within(number, sum(map(len, ids))))
         self.progress.timed("gradients", began)
         self.progress.tokens += measured.tokens
-        if not np.isfinite(measured.losses).any():
-            raise self._diverged(number, float(measured.losses[0]))
         began = time.perf_counter()
         with self._ranks.together():
             if self._ranks.main and self._grams is not None:
                 write_gram(self._grams / f"{number:06d}.npy", measured.gram)
             entry = self._choose(number, rows, due, measured)
         self.progress.timed("selection", began)
-        return entry
+        # The processes agree; were one to round a tie otherwise, they would part for good.
+        return PoolEntry.model_validate(self._ranks.broadcast(entry.model_dump(mode="json")))
 
     def _due(self, number: int) -> int | None:
         budget, stops = self._offer.budget, self._config.selection.stop_ratio is not None
@@ -213,7 +216,10 @@ class PoolSchedule:
             "gram": measured.how,
         }
         if usable == 0:
-            raise self._diverged(number, float("nan"))
+            if len(rows) >= _TELLING:
+                raise self._diverged(number, float(measured.losses[0]))
+            # Of so few rows each may be broken by itself.
+            return PoolEntry(**common, stop_reason="exhausted")
         settings = self._config.selection
         by_tokens = self._offer.budget.tokens is not None
         budget = None if due is None else f"{due} tokens" if by_tokens else min(due, usable)

@@ -196,7 +196,8 @@ def _walk(
     walk = Walk.plan(offer.rows, schedule.pool_size, config.seed)
     steps = walk.steps(lambda number: _expected(config, offer, walk, number), schedule.interval, schedule.batch_size)
     trainer = ProxyTrainer(proxy, schedule, config.seed, steps, config.gradients.batch_tokens)
-    tracking = Tracking.start(schedule.tracker if ranks.main else None, folder / "tracker", _flat(config))
+    with ranks.together():
+        tracking = Tracking.start(schedule.tracker if ranks.main else None, folder / "tracker", _flat(config))
     reporter.stage("Pools")
     reporter.note(_plan(config, offer, walk, steps))
     runner = PoolSchedule(
@@ -280,13 +281,20 @@ def _plan(config: RunConfig, offer: Offer, walk: Walk, steps: int) -> str:
     line = f"{len(walk.order):,} rows in {len(walk):,} pools of {walk.pool_size}"
     if config.selection.budget is not None:
         picks = walk.fair(offer.budget.rows, 0) if offer.budget.tokens is None else None
-        line += f", about {picks} picks each" if picks is not None else f", {offer.budget.tokens:,} tokens in all"
+        line += f", {_about(picks)}" if picks is not None else f", {offer.budget.tokens:,} tokens in all"
     if steps:
         most = "at most " if config.selection.stop_ratio is not None or offer.budget.tokens is not None else ""
-        line += f"; the proxy is trained every {schedule.interval} pools, {most}{steps} optimiser steps in all"
+        count = f"{most}{steps} optimiser step{'' if steps == 1 else 's'}"
+        line += f"; the proxy is trained every {schedule.interval} pools, {count} in all"
     else:
         line += f"; too few for the proxy to be trained, as schedule.interval is {schedule.interval}"
     return line + "."
+
+
+def _about(picks: int) -> str:
+    if picks == 0:
+        return "less than one pick each"
+    return f"about {picks} pick{'' if picks == 1 else 's'} each"
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:

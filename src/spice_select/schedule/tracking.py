@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spice_select.errors import ConfigError
 
 
@@ -30,7 +32,7 @@ class Tracking:
             settings: Settings of the run, shown beside its curves.
 
         Raises:
-            ConfigError: No such tracker, or its package is missing.
+            ConfigError: No such tracker, its package is missing, or it cannot be started.
         """
         if name is None:
             return cls()
@@ -38,15 +40,24 @@ class Tracking:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         check_tracker(name)
-        # Trackers write to a log of accelerate's, which asks for its state.
-        PartialState(cpu=True)
-        kind: Any = LOGGER_TYPE_TO_CLASS[name]
-        places = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
-        tracker = kind("spice-select", **places)
-        # Only one process has a tracker, so that it need not ask which it is.
-        tracker.main_process_only = False
-        tracker.start()
-        tracker.store_init_configuration({key: _plain(value) for key, value in settings.items()})
+        # Trackers write to a log of accelerate's, which asks for its state, and making that may change the threads.
+        threads = torch.get_num_threads()
+        try:
+            PartialState(cpu=True)
+            kind: Any = LOGGER_TYPE_TO_CLASS[name]
+            places = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
+            tracker = kind("spice-select", **places)
+            # Only one process has a tracker, so that it need not ask which it is.
+            tracker.main_process_only = False
+            tracker.start()
+            tracker.store_init_configuration({key: _plain(value) for key, value in settings.items()})
+        except Exception as error:  # each tracker raises classes of its own
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ConfigError(
+                f"The tracker '{name}' of schedule.tracker cannot be started ({reason}); mend it or leave it out."
+            ) from None
+        finally:
+            torch.set_num_threads(threads)
         return cls(tracker)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
