@@ -55,8 +55,10 @@ class RunResult:
     def describe(self) -> list[str]:
         """The result in a few lines, warnings last."""
         record = self.record
+        share = record.k / record.usable if record.usable else 0.0
         lines = [
-            f"Chose {record.k:,} of {record.n:,} rows ({record.usable:,} usable); {STOPS[record.stop_reason]}.",
+            f"Chose {record.k:,} of {record.n:,} rows ({record.usable:,} usable, {share:.1%} of them kept);"
+            f" {STOPS[record.stop_reason]}.",
             f"Information of the picks: {record.information:,.3f} nats{_within(record)}.",
         ]
         if record.schedule is not None:

@@ -344,3 +344,11 @@ def test_the_theory_does_not_depend_on_the_unit_of_gradients(scale: float) -> No
     assert [c.value for c in other.curvature] == pytest.approx([c.value for c in one.curvature], rel=1e-9)
     assert [b.free_looseness for b in other.bounds] == pytest.approx([b.free_looseness for b in one.bounds], rel=1e-6)
     assert not any(b.free_violations for b in other.bounds)
+
+
+@pytest.mark.parametrize("alpha", [1e-12, 1.0, 1e6, 1e10, 1e12])
+def test_rounding_is_not_taken_for_a_violation(alpha: float) -> None:
+    rows = open_rows(np.random.default_rng(3).standard_normal((120, 20)))
+    pairs = random_pairs(rows, np.arange(120), 64, 200, np.random.default_rng(1))
+    found = check_bounds(pairs, alpha=alpha)
+    assert found.free_violations == 0.0

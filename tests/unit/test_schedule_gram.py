@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from spice_select import select, select_gram
 from spice_select.errors import ResourceError
 from spice_select.gradients import GradientEngine, Proxy
 from spice_select.gradients.layers import Layer
@@ -222,3 +223,19 @@ def test_every_batch_is_someones(world: int) -> None:
     assert max(loads) <= sum(costs) / world + max(costs)
     if world > len(costs):
         assert min(loads) == 0
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_picks_from_the_products_are_those_of_brute_force(weight: float) -> None:
+    """The kernel loop on a pool's products, against the definition on whole gradients."""
+    proxy = trained()
+    ids, masks = examples(12)
+    gram = pool_gram(engine(proxy), ids, masks, ranks=ALONE, memory=PLENTY).gram
+    whole = engine(proxy).materialise(ids, masks)
+    rows = torch.cat([table.flatten(1) for table in whole.values()], dim=1).double().numpy()
+    scale = 5.0 / float(np.median(np.diag(gram)))
+    brute = select(rows, budget=8, alpha=scale, conflict_weight=weight, loop="brute")
+    kernel = select_gram(gram, 8, alpha=scale, conflict_weight=weight)
+    assert kernel.indices.tolist() == brute.indices.tolist()
+    np.testing.assert_allclose(kernel.gains, brute.gains, rtol=1e-5)
+    np.testing.assert_allclose(kernel.conflicts, brute.conflicts, atol=1e-5)

@@ -33,7 +33,7 @@ ScaleName = Literal["run", "paper-table-4"]
 TABLE_4 = 0.5
 """a |F_S|_2 at the scale called "paper-table-4"."""
 ROUNDING = 1e-12
-"""Part of base by which |eps| may pass a bound before that counts as a violation."""
+"""Part of base by which |eps| may pass a bound, beside the rounding of |eps| itself, before that is a violation."""
 
 
 class Theorem4(Numbers):
@@ -163,7 +163,7 @@ def check_bounds(pairs: Sequence[Pairs], *, alpha: float, scale: ScaleName = "ru
         alpha: Fisher scale a of the selection.
         scale: Which a to use.
     """
-    lost, right, free, diagonal, bases = [], [], [], [], []
+    lost, right, free, diagonal, bases, rounding = [], [], [], [], [], []
     alphas, rhos, reason = [], [], None
     for one in pairs:
         largest = largest_eigenvalue(one.gram)
@@ -179,6 +179,10 @@ def check_bounds(pairs: Sequence[Pairs], *, alpha: float, scale: ScaleName = "ru
             bound = used**2 * one.squares / (1.0 + used * one.squared) / denominators
         right.append(np.where(holds, bound, np.nan))
         lost.append(-one.epsilons(used))
+        # 1 + a q is what is left of 1 + a |g|^2, and the solve before it loses as the matrix is ill-conditioned.
+        with np.errstate(over="ignore"):
+            worst = len(one.held) * np.finfo(np.float64).eps * (1.0 + rho) * np.exp(np.abs(lost[-1]))
+        rounding.append(worst)
         free.append(free_bound(one.squares, one.squared, used))
         bases.append(np.log1p(used * one.squared))
         weights = 1.0 / (1.0 + used * np.square(one.held).sum(axis=0))
@@ -188,7 +192,7 @@ def check_bounds(pairs: Sequence[Pairs], *, alpha: float, scale: ScaleName = "ru
     values, bound, own, base = (np.concatenate(part) for part in (lost, right, free, bases))
     approximate = np.concatenate(diagonal)
     known = np.isfinite(bound)
-    slack = ROUNDING * (1.0 + base)
+    slack = ROUNDING * (1.0 + base) + np.concatenate(rounding)
     return BoundCheck(
         size=len(pairs[0].held),
         scale=scale,
