@@ -14,6 +14,7 @@ from spice_select.gradients import GradientEngine, Proxy
 from spice_select.gradients.layers import Layer
 from spice_select.schedule.gram import pool_gram, pool_rows
 from spice_select.schedule.held import inner_products
+from spice_select.schedule.shares import layer_groups, share_batches
 from tests.proxies import examples, own_loss
 from tests.schedules import ALONE, engine, flat, learner, schedule, trained
 
