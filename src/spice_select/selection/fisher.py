@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal, Protocol
 
 import numpy as np
@@ -166,7 +167,7 @@ def log_det(rows: Float[np.ndarray, "t d"], alpha: float) -> float:
     return float(np.linalg.slogdet(np.eye(len(gram)) + alpha * gram)[1])
 
 
-class _Diagonal:
+class _Diagonal(ABC):
     """State shared by the diagonal surrogates: den_j = 1 + a sum_{i in S} g_ij^2."""
 
     name = ""
@@ -202,8 +203,9 @@ class _Diagonal:
     def _weight(self, rows: np.ndarray) -> np.ndarray:
         return self.alpha * rows**2
 
+    @abstractmethod
     def _gains_at(self, rows: np.ndarray, den: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """Gains of rows, given the denominators."""
 
 
 class DiagLogDet(_Diagonal):
