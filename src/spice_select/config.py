@@ -55,6 +55,9 @@ class DataConfig(Section):
     """A Jinja chat template, or the path of a file that holds one, instead of the tokenizer's own."""
     contamination: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     """Evaluation files; rows that match one of their rows are left out and counted."""
+    target: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """Files of target examples, for methods that choose towards them; their column ``subtask``, if they have one, names
+    each example's subtask."""
 
 
 class ModelConfig(Section):
@@ -193,6 +196,35 @@ class ScheduleConfig(Section):
         return self
 
 
+class EmbeddingConfig(Section):
+    """How a row becomes one vector, for methods that compare rows by distance."""
+
+    model: str | None = None
+    """Folder or Hub id of a sentence-transformers model (needs the extra ``embeddings``); none: the proxy itself."""
+    revision: str | None = None
+    """Revision of a Hub id."""
+    layer: int = -1
+    """Hidden layer of the proxy: 0 is the embedding, -1 the last."""
+    pooling: Literal["mean", "last"] = "mean"
+    """Mean over the tokens of the span, or its last token."""
+    span: Literal["all", "prompt", "response"] = "all"
+    """Tokens that count."""
+
+
+class MethodConfig(Section):
+    """Which method selects; its own settings stand beside its name, and the method knows which there are."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+
+    name: str = "spice"
+    """``spice`` maximises what the selection section says; ``spice-select methods`` lists the others."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of the method, by name."""
+        return dict(self.model_extra or {})
+
+
 class OutputConfig(Section):
     """Where results go."""
 
@@ -209,6 +241,8 @@ class RunConfig(Section):
     gradients: GradientConfig = GradientConfig()
     selection: SelectionConfig = SelectionConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    embeddings: EmbeddingConfig = EmbeddingConfig()
+    method: MethodConfig = MethodConfig()
     output: OutputConfig = OutputConfig()
 
     @model_validator(mode="before")
