@@ -25,8 +25,14 @@ NAMED = 5
 """Most sources that one warning names."""
 
 
-def of_length(median: Comparison, mean: Comparison, normalize: str) -> list[str]:
-    """Responses much shorter or longer than the pool's."""
+def of_length(median: Comparison, mean: Comparison, normalize: str | None) -> list[str]:
+    """Responses much shorter or longer than the pool's.
+
+    Args:
+        median: Response tokens, median.
+        mean: Response tokens, mean.
+        normalize: Normalisation of the gradients whose information was maximised; None where something else was.
+    """
     apart = next((c for c in (median, mean) if c.apart), None)
     if apart is None or apart.ratio is None:
         return []
@@ -37,6 +43,12 @@ def of_length(median: Comparison, mean: Comparison, normalize: str) -> list[str]
     )
     if apart.ratio > 1:
         return [f"{fact}: training on them costs more tokens than as many random rows; a token budget limits that."]
+    if normalize is None:
+        return [
+            f"{fact}: a model that is trained on short rows sees fewer tokens, and tends to answer briefly. Compare with"
+            " as many random rows before you rely on this subset; quotas by source (--set selection.groups=source"
+            " --set selection.quotas=proportional) or a token budget counter it."
+        ]
     remedy = (
         "--set selection.normalize=unit or quotas by source lessen it further."
         if normalize == "sqrt_tokens"
@@ -50,8 +62,8 @@ def of_length(median: Comparison, mean: Comparison, normalize: str) -> list[str]
     ]
 
 
-def of_norm(median: Comparison, normalize: str) -> list[str]:
-    """Gradients much larger or smaller than the pool's."""
+def of_norm(median: Comparison, normalize: str | None) -> list[str]:
+    """Gradients much larger or smaller than the pool's; ``normalize`` as for :func:`of_length`."""
     if not median.apart or median.ratio is None:
         return []
     fact = (
@@ -60,6 +72,8 @@ def of_norm(median: Comparison, normalize: str) -> list[str]:
     )
     if median.ratio < 1:
         return [f"{fact}: rows that the proxy already predicts well were chosen; look at the first picks."]
+    if normalize is None:
+        return [f"{fact}: large gradients often belong to short, odd or wrong rows; look at the first picks."]
     remedy = "sqrt_tokens" if normalize == "none" else "unit"
     return [
         f"{fact}: a large norm alone earns gain, and often belongs to short, odd or wrong rows; look at the first"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,6 +13,10 @@ from spice_select.errors import StoreError
 from spice_select.files import write_text
 
 SCHEMA_VERSION = 1
+SPICE = "spice"
+"""Name of the method of runs that name none."""
+SCORE_COLUMN = "spice_score"
+"""Column of the output that has the score of every pick."""
 
 
 class Entry(BaseModel):
@@ -22,7 +26,7 @@ class Entry(BaseModel):
 
 
 class ObjectiveRecord(Entry):
-    """What was maximised.
+    """What was maximised, or, for a method that maximises something else, under which settings F was measured.
 
     Attributes:
         fisher: Form of the information: ``exact`` or a diagonal one.
@@ -214,6 +218,76 @@ class ScheduleRecord(Entry):
         return lines
 
 
+class PassRecord(Entry):
+    """What one measurement took of the model, over all runs that worked on it.
+
+    Attributes:
+        what: What was measured.
+        forwards: Examples that went forward through the model, each time counted.
+        backwards: Examples that went backward through it.
+        tokens: Tokens of the forward passes, padding aside.
+        backward_tokens: Tokens of the backward passes.
+        seconds: Time.
+    """
+
+    what: str
+    forwards: int = 0
+    backwards: int = 0
+    tokens: int = 0
+    backward_tokens: int = 0
+    seconds: float = 0.0
+
+    def describe(self) -> str:
+        """The passes in a few words."""
+        ways = [
+            f"{count:,} examples {way} ({tokens:,} tokens)"
+            for way, count, tokens in (
+                ("forward", self.forwards, self.tokens),
+                ("backward", self.backwards, self.backward_tokens),
+            )
+            if count
+        ]
+        return ", ".join(ways) or "no pass of the model"
+
+
+class MethodRecord(Entry):
+    """The method that chose.
+
+    Attributes:
+        name: Its name on the command line.
+        settings: Its own settings, by name.
+        summary: What it maximises, in one line.
+        source: Paper that it is from.
+        score: What the score of a pick is, in a few words.
+        passes: What its measurements took of the model.
+    """
+
+    name: str
+    settings: dict[str, Any] = {}
+    summary: str = ""
+    source: str = ""
+    score: str = ""
+    passes: tuple[PassRecord, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The name as it stands in titles and sentences."""
+        return {SPICE: "SPICE", "spice_plus": "SPICE+"}.get(self.name, self.name)
+
+    def settings_text(self) -> str:
+        """The settings on one line; empty where it has none."""
+        return ", ".join(f"{name}={'none' if value is None else value}" for name, value in self.settings.items())
+
+    def describe(self) -> list[str]:
+        """What the terminal says of it."""
+        lines = [f"The score of a row ({SCORE_COLUMN}) is {self.score}."] if self.score else []
+        if self.passes:
+            lines.append(
+                "Passes of the model: " + "; ".join(f"{one.what}: {one.describe()}" for one in self.passes) + "."
+            )
+        return lines
+
+
 class Fingerprints(Entry):
     """Hashes of everything that the picks depend on; None where there was no such thing."""
 
@@ -233,23 +307,24 @@ class SelectionRecord(Entry):
         n: Rows read.
         usable: Rows that could be chosen.
         k: Rows chosen.
-        objective: What was maximised.
+        objective: What was maximised, or under which settings F was measured; None without gradients.
         budget: How much was to be chosen.
-        information: F of the picks, in nats.
-        certificate: What the picks are proven to hold; None for a diagonal form.
+        information: F of the picks, in nats; None without gradients.
+        certificate: What the picks are proven to hold; None for a diagonal form, and without gradients.
         certificate_sentence: The same in words.
         stop_reason: Why the run ended.
         summary: Picks against pool, with the activity of the conflict penalty.
-        loop: Loop that ran.
+        loop: Loop that maximised the information; empty where the method maximises something else.
         timings: Seconds by stage.
         seed: Seed of the run.
         preset: Preset laid under the settings.
         sketch: Sketch of the gradients, in words.
         versions: Version of every library that matters, and of Python.
-        model: The proxy.
+        model: The proxy; None where no model was run.
         fingerprints: What the picks depend on.
         sources: Where the rows came from.
         schedule: How the proxy was trained, where it was.
+        method: The method that chose; None: SPICE, as in all records that were written before there were others.
         gradients: Folder of the gradients where it is not the run's own; None where it is, or where none were kept.
         notes: What was found while rows were read and encoded, in plain sentences.
         warnings: Everything the user should know before training on the picks, the summary's warnings included.
@@ -259,9 +334,9 @@ class SelectionRecord(Entry):
     n: int = Field(ge=0)
     usable: int = Field(ge=0)
     k: int = Field(ge=0)
-    objective: ObjectiveRecord
+    objective: ObjectiveRecord | None
     budget: BudgetRecord
-    information: float
+    information: float | None
     certificate: Certificate | None = None
     certificate_sentence: str | None = None
     stop_reason: str
@@ -276,9 +351,26 @@ class SelectionRecord(Entry):
     fingerprints: Fingerprints = Fingerprints()
     sources: tuple[SourceRecord, ...] = ()
     schedule: ScheduleRecord | None = None
+    method: MethodRecord | None = None
     gradients: str | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def maximised(self) -> bool:
+        """Whether the picks maximise information, rather than being measured by it or not at all."""
+        return self.method is None or bool(self.loop)
+
+    @property
+    def label(self) -> str:
+        """Name of the method as it stands in titles and sentences."""
+        return "SPICE" if self.method is None else self.method.label
+
+    @property
+    def prefixes(self) -> bool:
+        """Whether every prefix of the picks is known to be the selection of a smaller budget."""
+        pools = self.schedule is not None and self.schedule.kind == "pools"
+        return self.maximised and not pools and self.budget.groups is None and self.budget.tokens is None
 
     def gradients_of(self, own: Path) -> Path:
         """Where the gradients of the run lie, if they are still there; ``own`` is the place in its own folder."""

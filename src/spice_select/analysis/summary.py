@@ -24,12 +24,12 @@ class Picks(Protocol):
 
     @property
     def gains(self) -> Any:
-        """Marginal information gain of every pick, in nats."""
+        """Marginal information gain of every pick, in nats; None where it is not known."""
         ...
 
     @property
     def conflicts(self) -> Any:
-        """Conflict of every pick with its reference, when it was picked."""
+        """Conflict of every pick with its reference, when it was picked; None where it is not known."""
         ...
 
 
@@ -41,10 +41,11 @@ class Summary(Numbers):
         picks: Rows chosen.
         length_mean: Response tokens, mean.
         length_median: Response tokens, median.
-        norm_median: Gradient norm before any normalisation, median.
+        norm_median: Gradient norm before any normalisation, median; None without gradients.
         sources: One line for every source, in the order in which the sources were given.
         groups: One line for every value of the grouping column, if there is one.
-        opposing: Picks whose gradient opposes the reference direction: conflict above 0.
+        opposing: Picks whose gradient opposes the reference direction: conflict above 0; None without gradients, as
+            are the share and the largest conflict.
         opposing_share: The same over all picks.
         largest_conflict: Largest conflict of a pick.
         first_gain: Gain of the first pick, in nats.
@@ -61,12 +62,12 @@ class Summary(Numbers):
     picks: int
     length_mean: Comparison
     length_median: Comparison
-    norm_median: Comparison
+    norm_median: Comparison | None
     sources: tuple[Share, ...]
     groups: tuple[Share, ...] = ()
-    opposing: int
-    opposing_share: float
-    largest_conflict: float
+    opposing: int | None
+    opposing_share: float | None
+    largest_conflict: float | None
     first_gain: float | None
     following_gain: float | None
     first_gain_outlier: bool
@@ -81,8 +82,9 @@ class Summary(Numbers):
             f"{self.picks:,} picks of {self.pool:,} usable rows",
             _line("Response tokens, median", self.length_median, ",.0f"),
             _line("Response tokens, mean", self.length_mean, ",.0f"),
-            _line("Gradient norm, median", self.norm_median, ".3g"),
         ]
+        if self.norm_median is not None:
+            lines.append(_line("Gradient norm, median", self.norm_median, ".3g"))
         for kind, shares in (("Source", self.sources), ("Group", self.groups)):
             if len(shares) > 1:
                 lines += [
@@ -90,7 +92,8 @@ class Summary(Numbers):
                     f" ({share.pool_share:.1%} of the pool)"
                     for share in shares
                 ]
-        lines.append(f"Picks that oppose the reference direction: {self.opposing:,} ({self.opposing_share:.1%})")
+        if self.opposing is not None:
+            lines.append(f"Picks that oppose the reference direction: {self.opposing:,} ({self.opposing_share:.1%})")
         if self.activity is not None:
             lines += self.activity.describe()
         if self.changed_by_penalty is not None:
@@ -105,7 +108,7 @@ def summarise(
     selection: Picks,
     *,
     lengths: Int[np.ndarray, " n"] | Sequence[int],
-    squared_norms: Float[np.ndarray, " n"] | Sequence[float],
+    squared_norms: Float[np.ndarray, " n"] | Sequence[float] | None,
     sources: Sequence[str],
     groups: Sequence[str] | None = None,
     usable: Bool[np.ndarray, " n"] | None = None,
@@ -115,13 +118,14 @@ def summarise(
     proxy: Literal["fixed", "warmed", "pools"] = "fixed",
     outlying_pools: tuple[int, int] | None = None,
     robust_stop: bool = False,
+    maximised: bool = True,
 ) -> Summary:
     """Compare the picks with the pool, and warn beyond a factor of 2.
 
     Args:
         selection: The picks, with their gains and conflicts.
         lengths: Response tokens of every row.
-        squared_norms: Squared gradient norm of every row, as measured.
+        squared_norms: Squared gradient norm of every row, as measured; None without gradients.
         sources: Name of every row's source.
         groups: Another grouping of the rows, such as a domain column.
         usable: Rows that could be chosen; all where absent.
@@ -131,28 +135,36 @@ def summarise(
         proxy: Whether the proxy was as it came, warmed up, or trained from pool to pool; the advice depends on it.
         outlying_pools: Where the rows came in pools: those whose first gain stands far above their next, and all.
         robust_stop: Whether the stop ratio compares with more than the first gain already.
+        maximised: Whether the picks maximise information; causes and remedies are others where they don't.
     """
     picks = np.asarray(selection.indices, dtype=np.int64)
-    gains = np.asarray(selection.gains, dtype=np.float64)
-    conflicts = np.asarray(selection.conflicts, dtype=np.float64)
+    gains, conflicts = (
+        None if values is None else np.asarray(values, dtype=np.float64)
+        for values in (selection.gains, selection.conflicts)
+    )
     tokens = np.asarray(lengths, dtype=np.float64)
-    norms = np.sqrt(np.asarray(squared_norms, dtype=np.float64))
     pool = np.arange(len(tokens)) if usable is None else np.flatnonzero(usable)
     length_mean = Comparison(picks=_mean(tokens[picks]), pool=_mean(tokens[pool]))
     length_median = Comparison(picks=_median(tokens[picks]), pool=_median(tokens[pool]))
-    norm_median = Comparison(picks=_median(norms[picks]), pool=_median(norms[pool]))
+    norm_median = _norms(squared_norms, picks, pool)
     source_shares = _shares(sources, pool, picks)
     group_shares = _shares(groups, pool, picks) if groups is not None else ()
-    following = _median(gains[1 : 1 + OUTLIER_WINDOW])
-    outlier = first_gain_is_outlier(gains.tolist()) if outlying_pools is None else outlying_pools[0] > 0
-    opposing = int((conflicts > 0).sum())
+    following = None if gains is None else _median(gains[1 : 1 + OUTLIER_WINDOW])
+    outlier = False
+    if gains is not None and maximised:
+        outlier = first_gain_is_outlier(gains.tolist()) if outlying_pools is None else outlying_pools[0] > 0
+    opposing = None if conflicts is None else int((conflicts > 0).sum())
+    objective = normalize if maximised else None
     warnings = [
-        *cautions.of_length(length_median, length_mean, normalize),
-        *cautions.of_norm(norm_median, normalize),
+        *cautions.of_length(length_median, length_mean, objective),
+        *(cautions.of_norm(norm_median, objective) if norm_median is not None else []),
         *cautions.of_shares(source_shares, "source", by_source=True),
         *cautions.of_shares(group_shares, "group", by_source=False),
         *_first_gain(gains, following, outlying_pools, outlier=outlier, robust=robust_stop),
     ]
+    advice = None
+    if gains is not None and conflicts is not None and len(picks) < len(pool):
+        advice = cautions.of_idle_penalty(changed_by_penalty, conflicts, gains, proxy)
     return Summary(
         pool=len(pool),
         picks=len(picks),
@@ -162,29 +174,36 @@ def summarise(
         sources=source_shares,
         groups=group_shares,
         opposing=opposing,
-        opposing_share=opposing / len(picks) if len(picks) else 0.0,
-        largest_conflict=float(conflicts.max()) if len(conflicts) else 0.0,
-        first_gain=float(gains[0]) if len(gains) else None,
+        opposing_share=None if opposing is None else opposing / len(picks) if len(picks) else 0.0,
+        largest_conflict=None if conflicts is None else float(conflicts.max(initial=0.0)),
+        first_gain=float(gains[0]) if gains is not None and len(gains) else None,
         following_gain=following,
         first_gain_outlier=outlier,
         changed_by_penalty=changed_by_penalty,
         activity=activity,
         warnings=tuple(warnings),
-        advice=cautions.of_idle_penalty(changed_by_penalty, conflicts, gains, proxy)
-        if len(picks) < len(pool)
-        else None,
+        advice=advice,
     )
 
 
+def _norms(
+    squared: Float[np.ndarray, " n"] | Sequence[float] | None, picks: Int[np.ndarray, " k"], pool: Int[np.ndarray, " m"]
+) -> Comparison | None:
+    if squared is None:
+        return None
+    norms = np.sqrt(np.asarray(squared, dtype=np.float64))
+    return Comparison(picks=_median(norms[picks]), pool=_median(norms[pool]))
+
+
 def _first_gain(
-    gains: Float[np.ndarray, " k"],
+    gains: Float[np.ndarray, " k"] | None,
     following: float | None,
     pools: tuple[int, int] | None,
     *,
     outlier: bool,
     robust: bool,
 ) -> list[str]:
-    if not outlier:
+    if gains is None or not outlier:
         return []
     if pools is not None:
         return cautions.of_first_gains(*pools, robust=robust)
