@@ -104,6 +104,9 @@ class GradientConfig(Section):
     """Side of the two-sided sketch, per layer."""
     seed: int = Field(default=0, ge=0)
     """Seed of the sketch's counter-based random numbers; the run's own seed where it is not given."""
+    precondition: Literal["none", "adam"] = "none"
+    """``adam``: the step that Adam would take instead of the gradient, by its moments after the schedule's warm-up, of
+    the weights that the warm-up trains."""
     loss: Literal["response", "all"] = "response"
     """Mean over response tokens, or over every token of the example."""
     batch_tokens: int = Field(default=1024, ge=1)

@@ -18,6 +18,7 @@ from spice_select.gradients.factors import Sketch
 from spice_select.gradients.hooks import Recorder
 from spice_select.gradients.loss import LossPath, TokenBatch, TokenLoss
 from spice_select.gradients.oracles import GradientTables
+from spice_select.gradients.precondition import Moments, Preconditioned, moments_digest, require_moments
 from spice_select.gradients.proxy import Proxy
 from spice_select.gradients.sketch import build_sketch, summary
 
@@ -48,14 +49,20 @@ class GradientEngine:
     Args:
         proxy: Model and scope.
         config: Sketch; the scope is the proxy's.
+        precondition: Adam's first and second moment of each layer's weights, by layer name; every gradient that the
+            engine hands out is then the step that Adam would take (LESS, arXiv 2402.04333).
 
     Raises:
-        ModelError: The model's loss is not reproduced, or a position's logits depend on later tokens.
+        ModelError: The model's loss is not reproduced, a position's logits depend on later tokens, or a layer has no
+            moments.
     """
 
-    def __init__(self, proxy: Proxy, config: GradientConfig) -> None:
+    def __init__(self, proxy: Proxy, config: GradientConfig, *, precondition: Moments | None = None) -> None:
         self.proxy = proxy
         self.config = config
+        self._moments = None if precondition is None else require_moments(proxy.layers, precondition, proxy.device)
+        self._moments_digest = None if self._moments is None else moments_digest(self._moments)
+        self._scratch: dict[str, Tensor] = {}
         self._sketch: Sketch = self.new_sketch()
         # Gradients of a mean loss are small enough to vanish in float16.
         self._scale = 1024.0 if proxy.dtype == torch.float16 else 1.0
@@ -85,7 +92,7 @@ class GradientEngine:
     def spec(self) -> dict[str, Any]:
         """What decides a row's numbers beside weights and examples, in what JSON can hold."""
         lora = self.config.lora
-        return {
+        spec = {
             "sketch": summary(self.config, self._sketch),
             "layers": self.config.layers,
             "layer_count": len(self.proxy.layers),
@@ -94,6 +101,9 @@ class GradientEngine:
             "loss": self.config.loss,
             "dtype": str(self.proxy.dtype).removeprefix("torch."),
         }
+        if self._moments is not None:
+            spec["precondition"] = {"kind": "adam", "version": 1, "moments": self._moments_digest}
+        return spec
 
     def batch(
         self, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray], sketch: Sketch | None = None
@@ -209,10 +219,16 @@ class GradientEngine:
         wanted: frozenset[int] | None = None,
     ) -> Float[Tensor, " b"]:
         batch = TokenBatch.build(ids, masks, self.proxy.device)
+        whole = None
+        if self._moments is not None:
+            sketch = whole = Preconditioned(sketch, self._moments, self._scale, wanted, self._scratch)
         sketch.begin(len(ids))
         recorder = Recorder(self.proxy.scope, batch.lengths, batch.ids.shape[1], sketch.add, wanted)
         with recorder.watch():
-            return self._loss.backward(batch)
+            losses = self._loss.backward(batch)
+        if whole is not None:
+            whole.complete()
+        return losses
 
     def _batches(self, ids: Sequence[np.ndarray]) -> Iterator[list[int]]:
         """Examples of like length under the token budget."""

@@ -61,6 +61,10 @@ class Sketch(ABC):
         """Take in one layer of the batch; a layer may come once for each example."""
 
     @abstractmethod
+    def add_whole(self, layer: int, examples: Sequence[int], gradients: Float[Tensor, "g rows columns"]) -> None:
+        """Take in one layer's gradients of consecutive examples as they are; they may be changed in place."""
+
+    @abstractmethod
     def finish(self) -> Float[Tensor, "b dim"]:
         """Rows of the batch, float32 on the host."""
 
@@ -96,16 +100,25 @@ class Materialising(Sketch):
 
     @override
     def add(self, factors: Factors) -> None:
-        layer = self.layers[factors.layer]
         for first, gradients in self._gradients(factors):
-            flat = gradients.view(len(gradients), layer.size)
-            examples = factors.examples[first : first + len(flat)]
-            norms = self._norms[factors.layer]
-            if len(flat) == 1:
-                torch.dot(flat[0], flat[0], out=norms[examples[0]])
-            else:
-                norms[examples[0] : examples[-1] + 1] = torch.linalg.vector_norm(flat, dim=1).square()
-            self._take(factors.layer, examples, flat)
+            self._put(factors.layer, factors.examples[first : first + len(gradients)], gradients)
+
+    @override
+    def add_whole(self, layer: int, examples: Sequence[int], gradients: Float[Tensor, "g rows columns"]) -> None:
+        signs = self._signs(layer)
+        if signs is not None:
+            gradients.mul_(signs[0][:, None]).mul_(signs[1])
+        self._put(layer, examples, gradients)
+
+    def _put(self, layer: int, examples: Sequence[int], gradients: Float[Tensor, "g rows columns"]) -> None:
+        """Note the norms of gradients that have their signs, and add them."""
+        flat = gradients.reshape(len(gradients), -1)
+        norms = self._norms[layer]
+        if len(flat) == 1:
+            torch.dot(flat[0], flat[0], out=norms[examples[0]])
+        else:
+            norms[examples[0] : examples[-1] + 1] = torch.linalg.vector_norm(flat, dim=1).square()
+        self._take(layer, examples, flat)
 
     @abstractmethod
     def _take(self, layer: int, examples: Sequence[int], flat: Float[Tensor, "g size"]) -> None:

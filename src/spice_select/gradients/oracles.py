@@ -121,6 +121,11 @@ class GradientTables(Materialising):
             super().add(factors)
 
     @override
+    def add_whole(self, layer: int, examples: Sequence[int], gradients: Float[Tensor, "g rows columns"]) -> None:
+        if layer in self._chosen:
+            super().add_whole(layer, examples, gradients)
+
+    @override
     def finish(self) -> Float[Tensor, "b dim"]:
         return torch.cat([self.tables[index] for index in sorted(self._chosen)], dim=1).cpu()
 

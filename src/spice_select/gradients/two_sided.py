@@ -89,6 +89,16 @@ class TwoSidedSketch(Sketch):
                 self._norms[factors.layer, example] = self._squared_norm(inputs, outputs)
 
     @override
+    def add_whole(self, layer: int, examples: Sequence[int], gradients: Float[Tensor, "g rows columns"]) -> None:
+        rows_side, columns_side = self._sides[layer]
+        tables = gradients if rows_side is None else rows_side.t() @ gradients
+        tables = tables if columns_side is None else tables @ columns_side
+        self._take(layer, examples, tables.flatten(1))
+        if self._exact_norms:
+            norms = torch.linalg.vector_norm(gradients.flatten(1), dim=1).square()
+            self._norms[layer, examples[0] : examples[-1] + 1] = norms
+
+    @override
     def finish(self) -> Float[Tensor, "b dim"]:
         self._grams.clear()
         rows = fold_lanes(self._rows, self._rolls) if self._rolls else self._rows

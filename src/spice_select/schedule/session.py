@@ -18,6 +18,7 @@ from spice_select.config import RunConfig
 from spice_select.data.encoded import Encoded
 from spice_select.files import Lock, make_folder, remove_tree
 from spice_select.gradients.capture import GradientEngine
+from spice_select.gradients.precondition import layer_moments
 from spice_select.gradients.proxy import Proxy, load_proxy
 from spice_select.reporter import Clock, Reporter, heard
 from spice_select.schedule.adapters import attach_adapters, trained_scope
@@ -99,6 +100,8 @@ def warmed(
 ) -> tuple[Proxy, WarmUp]:
     """The proxy after a warm-up, with the scope that ``gradients`` names; adapters are merged unless it names them.
 
+    With ``gradients.precondition`` the scope is the trained weights, as no others have moments.
+
     Args:
         config: The settings of the run.
         base: The proxy as it comes; its model is trained in place.
@@ -115,10 +118,24 @@ def warmed(
         proxy = attach_adapters(base, config.schedule, config.seed, config.gradients.layers)
     with _alone(folder, ranks, reporter):
         warm = warm_up(config, encoded, usable, proxy, folder / "warm-up", ranks, reporter)
+    if config.gradients.precondition == "adam":
+        return proxy, warm
     model = proxy.model
     if config.schedule.scope == "lora" and config.gradients.lora is None:
         model = model.merge_and_unload()
     return proxy.rescoped(config.gradients, model), warm
+
+
+def warm_engine(config: RunConfig, proxy: Proxy, warm: WarmUp) -> GradientEngine:
+    """Gradients of a proxy from :func:`warmed`: as they are, or as Adam's steps by the warm-up's moments.
+
+    Raises:
+        ModelError: The proxy's loss is not reproduced, or a layer has had no gradient in the warm-up.
+    """
+    if config.gradients.precondition == "none":
+        return GradientEngine(proxy, config.gradients)
+    scope = trained_scope(config.gradients, config.schedule)
+    return GradientEngine(proxy, scope, precondition=layer_moments(proxy.scope, warm.moments))
 
 
 def walk_pools(

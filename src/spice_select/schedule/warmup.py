@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int
+from torch import Tensor
 
 from spice_select.analysis.record import ScheduleRecord, TrainingRecord
 from spice_select.config import RunConfig, ScheduleConfig
@@ -33,11 +35,13 @@ class WarmUp:
         folder: Its checkpoint.
         training: What it did.
         digest: SHA-256 of the trained weights.
+        moments: AdamW's state by layer name and kind, where ``gradients.precondition`` asks for it.
     """
 
     folder: Path
     training: TrainingRecord
     digest: str
+    moments: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 def wanted(schedule: ScheduleConfig) -> bool:
@@ -96,7 +100,7 @@ def warm_up(
         found = _earlier(folder, trainer, identity)
     if found is not None:
         reporter.note(f"Took up the warm-up of {found.steps} steps that is there already.")
-        return WarmUp(folder, found, trainer.digest)
+        return WarmUp(folder, found, trainer.digest, _moments(config, trainer))
     reporter.stage("Warm-up")
     examples = [encoded.example(int(row)) for row in rows]
     with ranks.together():
@@ -125,7 +129,11 @@ def warm_up(
         f"{result.steps} optimiser steps on {len(rows):,} rows: loss {first:.3f} in the first steps, {last:.3f} in the "
         "last."
     )
-    return WarmUp(folder, training, trainer.digest)
+    return WarmUp(folder, training, trainer.digest, _moments(config, trainer))
+
+
+def _moments(config: RunConfig, trainer: ProxyTrainer) -> dict[str, Tensor]:
+    return trainer.moments() if config.gradients.precondition == "adam" else {}
 
 
 def _earlier(folder: Path, trainer: ProxyTrainer, identity: str) -> TrainingRecord | None:
