@@ -166,7 +166,7 @@ def load_proxy(model: ModelConfig, gradients: GradientConfig) -> Proxy:
         network.to(device)
     except RuntimeError as error:
         raise ModelError(
-            f"The model {model.name} doesn't fit on {device} ({_first_line(error)}); use another model.device or "
+            f"The model {model.name} doesn't fit on {device} ({first_line(error)}); use another model.device or "
             "model.dtype bfloat16."
         ) from None
     return Proxy(network, tokenizer, gradients, name=model.name, weights=files)
@@ -218,11 +218,11 @@ def _resolve(model: ModelConfig, *, weights: bool) -> Path:
     patterns = [p for p in _HUB_FILES if weights or p != "*.safetensors"]
     patterns += ["*.py"] if model.trust_remote_code else []
     try:
-        with _quiet():
+        with quiet():
             return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=patterns))
     except Exception as error:  # the Hub client raises a dozen unrelated classes
         raise ModelError(
-            f"The model {model.name} cannot be fetched ({_first_line(error)}); name a folder, or a Hub id within reach."
+            f"The model {model.name} cannot be fetched ({first_line(error)}); name a folder, or a Hub id within reach."
         ) from None
 
 
@@ -230,11 +230,11 @@ def _load_tokenizer(folder: Path, model: ModelConfig) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # broken files raise whatever their parser raises
         raise ModelError(
-            f"The model {model.name} has no tokenizer that can be read ({_first_line(error)}); put its tokenizer.json "
+            f"The model {model.name} has no tokenizer that can be read ({first_line(error)}); put its tokenizer.json "
             "beside its config.json."
         ) from None
 
@@ -245,11 +245,11 @@ def _load_network(folder: Path, model: ModelConfig) -> nn.Module:
 
     trust = model.trust_remote_code
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     except Exception as error:  # broken files raise whatever their parser raises
         raise ModelError(
-            f"The config.json of {model.name} cannot be read ({_first_line(error)}); name a folder or Hub id of a "
+            f"The config.json of {model.name} cannot be read ({first_line(error)}); name a folder or Hub id of a "
             "causal language model."
         ) from None
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
@@ -269,7 +269,7 @@ def _load_network(folder: Path, model: ModelConfig) -> nn.Module:
             "transformers 5."
         )
     try:
-        with _quiet():
+        with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -282,10 +282,10 @@ def _load_network(folder: Path, model: ModelConfig) -> nn.Module:
     except Exception as error:  # broken files raise whatever their parser raises
         if model.attention is not None and ("attn_implementation" in str(error) or isinstance(error, ImportError)):
             raise ConfigError(
-                f"Setting 'model.attention' cannot be '{model.attention}' ({_first_line(error)}); leave it out."
+                f"Setting 'model.attention' cannot be '{model.attention}' ({first_line(error)}); leave it out."
             ) from None
         raise ModelError(
-            f"The weights of {model.name} cannot be loaded ({_first_line(error)}); fetch the model again."
+            f"The weights of {model.name} cannot be loaded ({first_line(error)}); fetch the model again."
         ) from None
     network, info = loaded
     missing = sorted(info.get("missing_keys", ()))
@@ -307,17 +307,17 @@ def _load_adapter(network: nn.Module, adapter: str) -> tuple[Any, tuple[Path, ..
             "PEFT's save_pretrained wrote."
         )
     try:
-        with _quiet():
+        with quiet():
             wrapped = PeftModel.from_pretrained(network, str(folder))  # type: ignore[arg-type]
     except Exception as error:  # a mismatch raises whatever PEFT raises
         raise ModelError(
-            f"The adapter {adapter} cannot be put on the model ({_first_line(error)}); name one that was trained on it."
+            f"The adapter {adapter} cannot be put on the model ({first_line(error)}); name one that was trained on it."
         ) from None
     return wrapped, tuple(sorted(folder.glob("*.safetensors")))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the progress bars and advice of the libraries off the terminal."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
@@ -340,7 +340,8 @@ def _quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line of at most 200 characters."""
     text = str(error).strip().splitlines()
     line = text[0] if text else type(error).__name__
     return line.rstrip(".") if len(line) <= 200 else line[:197] + "..."
