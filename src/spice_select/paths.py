@@ -29,9 +29,13 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
                     "sources": tuple(map(absolute, data.sources)),
                     "chat_template": _maybe(data.chat_template),
                     "contamination": tuple(map(absolute, data.contamination)),
+                    "target": tuple(map(absolute, data.target)),
                 }
             ),
-            "model": model.model_copy(update={"name": absolute(model.name) if model.name else ""}),
+            "model": model.model_copy(
+                update={"name": absolute(model.name) if model.name else "", "adapter": _maybe(model.adapter)}
+            ),
+            "embeddings": config.embeddings.model_copy(update={"model": _maybe(config.embeddings.model)}),
             "gradients": gradients.model_copy(update={"lora": lora}),
             "selection": selection.model_copy(
                 update={"initial": _maybe(selection.initial), "exclude": _maybe(selection.exclude)}

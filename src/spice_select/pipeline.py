@@ -8,28 +8,35 @@ from typing import Any
 
 from spice_select.analysis.activity import measure_activity
 from spice_select.analysis.certificate import Certificate, certify
+from spice_select.analysis.record import MethodRecord, PassRecord
 from spice_select.config import RunConfig, load_config
 from spice_select.cost import Cost, estimate, in_pools, with_warmup
 from spice_select.errors import ConfigError, StoreMismatch
+from spice_select.features.bench import Bench
+from spice_select.features.gather import gather
 from spice_select.files import Lock, make_folder
-from spice_select.gradients.capture import GradientEngine
-from spice_select.gradients.collect import collect as collect_gradients
-from spice_select.gradients.collect import start_again
-from spice_select.gradients.proxy import Proxy, load_proxy
 from spice_select.gradients.store import GradientStore
+from spice_select.measuring import Measuring, gradient_engine
+from spice_select.methods import Choice, Inputs, Method, Need
 from spice_select.online import run_pools
 from spice_select.paths import with_whole_paths
-from spice_select.pool import Pool, check_selection, excluded_rows, group_labels, read_pool, rows_in_hand
-from spice_select.preconditions import require_budget, require_named, require_same_gradients, warn_of_patterns
-from spice_select.reporter import Clock, Reporter, Silent, heard
-from spice_select.results import Measured, RunResult, StoreResult, deliver
+from spice_select.pool import Pool, check_selection, excluded_rows, read_pool, rows_in_hand
+from spice_select.preconditions import (
+    chosen_method,
+    measures_alone,
+    require_budget,
+    require_named,
+    require_same_gradients,
+    warn_of_patterns,
+)
+from spice_select.reporter import Clock, Reporter, Silent
+from spice_select.results import Measured, RunResult, StoreResult, deliver, deliver_choice
 from spice_select.run_folder import RunFolder
 from spice_select.schedule.checks import check_pools, check_warmup
 from spice_select.schedule.ranks import Ranks, joined
-from spice_select.schedule.session import learning_engine, load_base, warmed
-from spice_select.schedule.session import start_again as discard_schedule
+from spice_select.schedule.session import learning_engine
 from spice_select.schedule.warmup import WarmUp, wanted, warm_record, warmup_rows
-from spice_select.selection import Selection, select
+from spice_select.selection import Selection
 from spice_select.selection.budget import Budget
 
 
@@ -52,13 +59,15 @@ def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> Ru
         OutputError, ResourceError: Something that cannot be written.
     """
     require_named(config, output=True)
-    require_budget(config)
+    config, method = chosen_method(config)
+    require_budget(config, method)
     with joined() as ranks:
         reporter = reporter if ranks.main else Silent()
         folder = RunFolder(config.output.folder)
         with ranks.together():
             if ranks.main:
                 folder.check(config, overwrite=overwrite, selection=True)
+            _require_one_process(method, ranks)
         warn_of_patterns(folder, reporter)
         clock = Clock()
         with ranks.together():
@@ -67,14 +76,20 @@ def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> Ru
             else:
                 check_warmup(config)
             pool = read_pool(config, reporter, clock)
-            budget = check_selection(config, pool)
+            budget = check_selection(config, pool, everything=not method.takes_budget)
         if config.schedule.kind == "pools":
             return run_pools(config, pool, budget, folder, ranks, reporter, clock, overwrite=overwrite)
-        store, warm = _measure(config, pool, folder, ranks, reporter, clock, overwrite=overwrite)
+        measuring = Measuring(config, pool, folder, ranks, reporter, clock, overwrite=overwrite)
+        store, warm = None, None
+        if Need.GRADIENTS in method.required():
+            store, warm = measuring.gradients()
+        else:
+            measuring.leave_gradients()
         result = None
         with ranks.together():
             if ranks.main:
-                result = _choose(config, pool, budget, store, folder, reporter, clock, warm)
+                inputs = gather(method, measuring.bench, budget, store, seed=config.seed)
+                result = _choose(config, pool, budget, method, inputs, store, measuring.bench, folder, warm)
         return result
 
 
@@ -93,7 +108,7 @@ def collect(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -
         with ranks.together():
             check_warmup(config)
             pool = read_pool(config, reporter, clock)
-        store, _ = _measure(config, pool, folder, ranks, reporter, clock, overwrite=overwrite)
+        store, _ = Measuring(config, pool, folder, ranks, reporter, clock, overwrite=overwrite).gradients()
         return StoreResult.of(folder, store, clock.seconds) if ranks.main else None
 
 
@@ -135,7 +150,13 @@ def select_from(
         )
     config = with_whole_paths(load_config(origin.config, overrides, flags, preset))
     require_same_gradients(earlier, config)
-    require_budget(config)
+    config, chosen = chosen_method(config)
+    if measures_alone(chosen):
+        raise ConfigError(
+            f"Method '{chosen.name}' needs {', '.join(sorted(chosen.required()))}, and {origin.path} holds gradients; "
+            f"use 'spice-select run --method {chosen.name}'."
+        )
+    require_budget(config, chosen)
     folder = RunFolder(config.output.folder)
     folder.check(config, overwrite=overwrite, selection=True)
     warn_of_patterns(folder, reporter)
@@ -149,15 +170,18 @@ def select_from(
         )
     with clock.stage("verify"):
         store.verify()
-    resolved = check_selection(config, pool)
-    return _choose(config, pool, resolved, store, folder, reporter, clock)
+    resolved = check_selection(config, pool, everything=not chosen.takes_budget)
+    bench = Measuring(config, pool, folder, Ranks(), reporter, clock).bench
+    inputs = gather(chosen, bench, resolved, store, seed=config.seed)
+    return _choose(config, pool, resolved, chosen, inputs, store, bench, folder)
 
 
 def dry_run(config: RunConfig, reporter: Reporter, *, selection: bool = True) -> Cost:
     """Measure a few batches of this very model and data and say what the whole would cost; nothing is written."""
     require_named(config, output=False)
+    config, method = chosen_method(config)
     if selection:
-        require_budget(config)
+        require_budget(config, method)
     if config.output.folder:
         RunFolder(config.output.folder).check(config, overwrite=True, selection=selection)
     pools = config.schedule.kind == "pools"
@@ -166,11 +190,11 @@ def dry_run(config: RunConfig, reporter: Reporter, *, selection: bool = True) ->
     else:
         check_warmup(config)
     pool = read_pool(config, reporter, Clock())
-    picks = check_selection(config, pool).rows if selection else 0
+    picks = check_selection(config, pool, everything=not method.takes_budget).rows if selection else 0
     if pools:
         engine = learning_engine(config, Ranks(), reporter, Clock())
     else:
-        _, engine = _load_engine(config, pool, reporter)
+        engine = gradient_engine(config, Ranks(), reporter, Clock())
     reporter.stage("Measuring a few batches")
     cost = estimate(engine, pool.encoded, config, picks=picks)
     drawn = warmup_rows(pool.encoded.usable, config.schedule, config.seed) if wanted(config.schedule) else []
@@ -178,111 +202,28 @@ def dry_run(config: RunConfig, reporter: Reporter, *, selection: bool = True) ->
     return in_pools(cost, config, trained) if pools else with_warmup(cost, trained)
 
 
-def _load_engine(
-    config: RunConfig, pool: Pool, reporter: Reporter, ranks: Ranks | None = None
-) -> tuple[Proxy, GradientEngine]:
-    reporter.stage("Proxy")
-    device = config.model.device if ranks is None else ranks.device(config.model.device)
-    with heard(reporter):
-        proxy = load_proxy(config.model.model_copy(update={"device": device}), config.gradients)
-        engine = GradientEngine(proxy, config.gradients)
-    reporter.note(proxy.summary())
-    return proxy, engine
-
-
-def _measure(
-    config: RunConfig,
-    pool: Pool,
-    folder: RunFolder,
-    ranks: Ranks,
-    reporter: Reporter,
-    clock: Clock,
-    *,
-    overwrite: bool,
-) -> tuple[GradientStore, WarmUp | None]:
-    warms = wanted(config.schedule)
-    if warms:
-        proxy = load_base(config, ranks, reporter, clock)
-    else:
-        with clock.stage("model"), ranks.together():
-            proxy, engine = _load_engine(config, pool, reporter, ranks)
-    with ranks.together():
-        if ranks.main:
-            if overwrite:
-                discard_schedule(folder.schedule)
-            folder.claim(config, overwrite=overwrite)
-    warm = None
-    if warms:
-        usable = pool.encoded.usable & ~excluded_rows(config, pool)
-        with clock.stage("warm-up"):
-            proxy, warm = warmed(config, proxy, pool.encoded, usable, folder.schedule, ranks, reporter)
-        with ranks.together(), heard(reporter):
-            engine = GradientEngine(proxy, config.gradients)
-    reporter.stage("Gradients")
-    identity: dict[str, Any] = {
-        "weights": proxy.weights_hash,
-        "tokenizer": proxy.tokenizer_hash,
-        "coverage": round(proxy.coverage, 6),
-        "encoding": dict(pool.encoded.identity),
-    }
-    if warm is not None:
-        identity["warm_up"] = warm.digest
-    if overwrite:
-        with ranks.together():
-            if ranks.main:
-                start_again(pool.encoded, engine, folder.gradients, config.gradients, identity=identity)
-    with clock.stage("gradients"), ranks.together(), heard(reporter):
-        result = collect_gradients(
-            pool.encoded,
-            engine,
-            folder.gradients,
-            config.gradients,
-            identity=identity,
-            progress=reporter.advance,
-            note=reporter.warn,
-        )
-    for line in result.describe():
-        reporter.note(line)
-    return result.store, warm
-
-
 def _choose(
     config: RunConfig,
     pool: Pool,
     budget: Budget,
-    store: GradientStore,
+    method: Method,
+    inputs: Inputs,
+    store: GradientStore | None,
+    bench: Bench,
     folder: RunFolder,
-    reporter: Reporter,
-    clock: Clock,
     warm: WarmUp | None = None,
 ) -> RunResult:
+    reporter, clock = bench.reporter, bench.clock
     reporter.stage("Selection")
-    settings = config.selection
-    labels = group_labels(config, pool)
     with clock.stage("selection"):
-        selection = select(
-            store,
-            budget=settings.budget,
-            alpha=settings.alpha,
-            conflict_weight=settings.conflict_weight,
-            penalty=settings.penalty,
-            reference=settings.reference,
-            hinge=settings.hinge,
-            normalize=settings.normalize,
-            stop_ratio=settings.stop_ratio,
-            robust_stop=settings.robust_stop,
-            fisher=settings.fisher,
-            loop=settings.loop,
-            per_token=settings.per_token,
-            groups=labels if settings.quotas is not None else None,
-            quotas=settings.quotas,
-            initial=rows_in_hand(config, pool),
-            exclude=excluded_rows(config, pool),
-        )
+        choice = method.choose(inputs)
+    selection = choice.selection
+    if selection is None or store is None:
+        return _hand_over(config, pool, budget, method, choice, store, bench, folder, warm)
     for line in selection.warnings:
         reporter.warn(line)
     with clock.stage("penalty"):
-        changed = selection.changed_by_penalty if settings.conflict_weight else None
+        changed = selection.changed_by_penalty if config.selection.conflict_weight else None
     with clock.stage("certificate"):
         certificate = _certify(config, pool, budget, store, selection)
     with clock.stage("activity"):
@@ -313,6 +254,64 @@ def _choose(
             changed=changed,
             activity=activity,
             schedule=None if warm is None else warm_record(warm),
+        )
+
+
+def _hand_over(
+    config: RunConfig,
+    pool: Pool,
+    budget: Budget,
+    method: Method,
+    choice: Choice,
+    store: GradientStore | None,
+    bench: Bench,
+    folder: RunFolder,
+    warm: WarmUp | None,
+) -> RunResult:
+    """Results of a method that maximises something other than Fisher information."""
+    for line in choice.notes:
+        bench.reporter.note(line)
+    for line in choice.warnings:
+        bench.reporter.warn(line)
+    bench.reporter.stage("Results")
+    make_folder(folder.path)
+    with Lock.exclusive(folder.path / ".lock", str(folder.path)):
+        folder.claim(config, overwrite=True)
+        return deliver_choice(
+            config,
+            pool,
+            budget,
+            _measured(config, pool, store, bench),
+            choice,
+            _method_record(method, choice, bench),
+            folder,
+            bench.clock,
+            schedule=None if warm is None else warm_record(warm),
+        )
+
+
+def _measured(config: RunConfig, pool: Pool, store: GradientStore | None, bench: Bench) -> Measured:
+    if store is not None:
+        return Measured.of(store, config.gradients.sketch)
+    return Measured.without_gradients(pool, bench.identity() if bench.used_proxy else None)
+
+
+def _method_record(method: Method, choice: Choice, bench: Bench) -> MethodRecord:
+    return MethodRecord(
+        name=method.name,
+        settings=method.model_dump(mode="json"),
+        summary=method.summary,
+        source=method.source,
+        score=choice.score_name,
+        passes=tuple(PassRecord(**passes.model_dump()) for passes in bench.passes.values()),
+    )
+
+
+def _require_one_process(method: Method, ranks: Ranks) -> None:
+    if ranks.world > 1 and measures_alone(method):
+        raise ConfigError(
+            f"Method '{method.name}' needs {', '.join(sorted(method.required()))}, which one process measures; start "
+            "it without torchrun or accelerate."
         )
 
 

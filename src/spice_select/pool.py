@@ -92,8 +92,17 @@ def _require_responses(config: RunConfig, encoded: Encoded) -> None:
         )
 
 
-def check_selection(config: RunConfig, pool: Pool) -> Budget:
-    """Resolve what the selection needs from the rows before hours go into gradients; returns the budget."""
+def check_selection(config: RunConfig, pool: Pool, *, everything: bool = False) -> Budget:
+    """Resolve what the selection needs from the rows before hours go into gradients.
+
+    Args:
+        config: The settings of the run.
+        pool: Its rows.
+        everything: The method takes every row, whatever the budget is.
+
+    Returns:
+        The budget.
+    """
     settings = config.selection
     Options(
         conflict_weight=settings.conflict_weight,
@@ -110,7 +119,8 @@ def check_selection(config: RunConfig, pool: Pool) -> Budget:
     eligible = pool.encoded.usable & kept
     eligible[rows_in_hand(config, pool) or []] = False
     stops = settings.stop_ratio is not None
-    budget = resolve_budget(settings.budget, len(eligible), int(eligible.sum()), stops=stops)
+    asked = None if everything else settings.budget
+    budget = resolve_budget(asked, len(eligible), int(eligible.sum()), stops=stops or everything)
     if budget.tokens is not None:
         _check_tokens(config, budget.tokens, pool.encoded.response_tokens[eligible])
     if settings.quotas is not None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from spice_select.config import RunConfig
+from spice_select.config import RunConfig, resolve
 from spice_select.errors import ConfigError
+from spice_select.methods import Method, Need, make_method
+from spice_select.methods.information import InformationMethod
 from spice_select.reporter import Reporter
 from spice_select.run_folder import RunFolder
 
 
 def require_named(config: RunConfig, *, output: bool) -> None:
     """Rows, a proxy and, where something will be written, an output must be named.
+
+    Rows are counted in tokens of the proxy, so that a method that measures nothing needs its name as well.
 
     Raises:
         ConfigError: One is missing.
@@ -34,13 +38,48 @@ def warn_of_patterns(folder: RunFolder, reporter: Reporter) -> None:
         )
 
 
-def require_budget(config: RunConfig) -> None:
-    """A selection needs a budget or a stop ratio.
+def chosen_method(config: RunConfig) -> tuple[RunConfig, Method]:
+    """The method of a run, and the configuration with all that follows from it.
+
+    Every setting of the method then stands in the configuration, so that a written one replays the run whatever later
+    versions take as defaults; and the selection section says what a method that maximises information does.
+
+    Raises:
+        ConfigError: An unknown method or setting, or a method that these settings do not go with.
+    """
+    method = make_method(config.method.name, config.method.settings)
+    selection = {**config.selection.model_dump(), **method.in_selection()}
+    settings = {
+        **config.model_dump(exclude={"selection", "method"}),
+        "selection": selection,
+        "method": {"name": method.name, **method.model_dump(mode="json", exclude_none=True)},
+    }
+    resolved = resolve(settings)
+    if config.schedule.kind == "pools" and not isinstance(method, InformationMethod):
+        raise ConfigError(
+            f"schedule.kind pools selects by information, pool by pool, and method '{method.name}' does not; use "
+            "schedule.kind fixed, or method spice or fisher."
+        )
+    if Need.TARGET in method.required() and not config.data.target:
+        raise ConfigError(
+            f"Method '{method.name}' chooses towards target examples, and none were given; name a file of them with "
+            "--target FILE."
+        )
+    return resolved, method
+
+
+def measures_alone(method: Method) -> bool:
+    """Whether a method needs anything that one process must measure by itself."""
+    return not method.required() <= {Need.GRADIENTS}
+
+
+def require_budget(config: RunConfig, method: Method) -> None:
+    """A selection needs a budget or a stop ratio, unless its method takes everything.
 
     Raises:
         ConfigError: It has neither.
     """
-    if config.selection.budget is None and config.selection.stop_ratio is None:
+    if method.takes_budget and config.selection.budget is None and config.selection.stop_ratio is None:
         raise ConfigError("No budget was given; give one with --budget (such as 10%), or a selection.stop_ratio.")
 
 

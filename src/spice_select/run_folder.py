@@ -43,6 +43,11 @@ class RunFolder:
         return self.path / "gradients"
 
     @property
+    def features(self) -> Path:
+        """What methods other than gradients have had measured: losses, embeddings and the like."""
+        return self.path / "features"
+
+    @property
     def schedule(self) -> Path:
         """The trained proxy, and the log of a schedule of pools."""
         return self.path / "schedule"
@@ -159,7 +164,7 @@ class RunFolder:
             raise OutputError(
                 f"The output {self.path} {where} the source {name}, whose rows would change; name a folder elsewhere."
             )
-        written = [path.resolve() for path in (self.data, self.gradients, self.trace, self.record)]
+        written = [path.resolve() for path in (self.data, self.gradients, self.features, self.trace, self.record)]
         if any(path == source or path in source.parents for path in written):
             raise OutputError(
                 f"The source {name} is part of the output {self.path}, which replaces it; name another output."
@@ -167,7 +172,7 @@ class RunFolder:
 
     def _only_ours(self) -> bool:
         names = {entry.name for entry in self.path.iterdir()}
-        return names <= {"gradients", self.demo_rows.name}
+        return names <= {"gradients", "features", self.demo_rows.name}
 
     def _refuse_other_settings(self, config: RunConfig, *, selection: bool) -> None:
         try:
@@ -180,7 +185,7 @@ class RunFolder:
         pools = earlier.schedule.kind == "pools"
         # Picks that are made pool by pool are part of what an unfinished run has left.
         chosen = self.record.exists() or (pools and (self.schedule / "log.jsonl").exists())
-        ignored = {("preset",)} if selection and chosen else {("selection",), ("preset",)}
+        ignored = {("preset",)} if selection and chosen else {("selection",), ("method",), ("preset",)}
         found = differences(earlier, config, ignored=ignored)
         if found:
             listed = "; ".join(f"{field} was {old!r} and is now {new!r}" for field, old, new in found[:6])

@@ -42,6 +42,16 @@ WarmupSteps = Annotated[
     str | None,
     typer.Option("--warmup-steps", help="Train the proxy on random rows first: optimiser steps (50), or a share (5%)."),
 ]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method", help="How rows are chosen; `spice-select methods` lists them. Its settings: --set method.x=y."
+    ),
+]
+Target = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="File of target examples, for a method that needs them; may be repeated."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Measure a few batches and print the cost of the whole; write nothing.")
 ]

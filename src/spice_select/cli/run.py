@@ -17,6 +17,8 @@ def run(
     preset: o.Preset = None,
     seed: o.Seed = None,
     limit: o.Limit = None,
+    method: o.Method = None,
+    target: o.Target = None,
     schedule: o.Schedule = None,
     warmup_steps: o.WarmupSteps = None,
     dry_run: o.DryRun = False,
@@ -42,6 +44,8 @@ def run(
         model__name=model,
         selection__budget=budget,
         output__folder=output,
+        method__name=method,
+        data__target=tuple(target) if target else None,
         schedule__kind=schedule,
         **o.warmup(warmup_steps),
     )

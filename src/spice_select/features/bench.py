@@ -128,6 +128,11 @@ class Bench:
         """The proxy, frozen and in eval mode; loaded on first use."""
         return self.load()
 
+    @property
+    def used_proxy(self) -> bool:
+        """Whether anything has asked for the proxy so far."""
+        return "proxy" in self.__dict__
+
     def identity(self, proxy: Proxy | None = None) -> dict[str, Any]:
         """What decides a measurement beside its engine and its examples."""
         of = proxy or self.proxy

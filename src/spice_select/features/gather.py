@@ -84,6 +84,8 @@ def gather(method: Method, bench: Bench, budget: Budget, store: GradientStore | 
         budget=budget,
         seed=seed,
         groups=_quotas(bench, candidates, budget),
+        labels=group_labels(config, pool),
+        quotas=config.selection.quotas,
         in_hand=in_hand,
         selection=config.selection.model_dump(),
         **found,

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -74,6 +74,7 @@ class Method(BaseModel, ABC):
         cost: What it costs beside what it needs, in a few words.
         needs: What it must be given.
         varies: What of it depends on the seed: nothing, a cheap draw, or a training.
+        takes_budget: Whether it chooses as much as it is told to.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
@@ -84,10 +85,15 @@ class Method(BaseModel, ABC):
     cost: ClassVar[str] = ""
     needs: ClassVar[frozenset[Need]] = frozenset()
     varies: ClassVar[Varies] = "no"
+    takes_budget: ClassVar[bool] = True
 
     def required(self) -> frozenset[Need]:
         """What it must be given under these settings."""
         return self.needs
+
+    def in_selection(self) -> dict[str, Any]:
+        """Settings of the selection section that this method decides, by name."""
+        return {}
 
     @abstractmethod
     def choose(self, inputs: Inputs) -> Choice:

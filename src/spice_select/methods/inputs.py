@@ -103,7 +103,9 @@ class Inputs:
         sources: Name of every row's source.
         budget: How much to choose.
         seed: Seed of every random choice; use a generator of its own.
-        groups: Makes fresh quotas by group; None where there are none.
+        groups: Makes fresh quotas by group; None where there are none. :meth:`limits` observes them.
+        labels: Label of every row by the grouping column, where there is one.
+        quotas: Quotas by label as they were given.
         in_hand: Rows that count as chosen already, for methods that can take them into account.
         gradients: Gradient row of every row of the pool: ``shape``, ``rows(indices)`` and ``blocks(size)``.
         losses: Mean loss of the response given the prompt, in nats; NaN where there is none.
@@ -124,6 +126,8 @@ class Inputs:
     budget: Budget
     seed: int = 0
     groups: Callable[[], Groups] | None = None
+    labels: Sequence[str] | None = None
+    quotas: Any = None
     in_hand: Sequence[int] = ()
     gradients: Rows | None = None
     losses: Float[np.ndarray, " n"] | None = None
