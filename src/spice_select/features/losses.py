@@ -4,7 +4,7 @@ The loss given the prompt is the one whose gradient SPICE takes: the mean negati
 trained tokens. The loss of the response by itself is over the very same tokens behind a single anchor token: the
 tokenizer's BOS, or its EOS where it has no BOS. Without an anchor the first token would be predicted by nothing and
 could not be counted, and the two means would be over different tokens. Of a conversation, the trained tokens of all its
-turns stand one after the other behind one anchor.
+turns stand one after the other behind one anchor. A row of plain text has no prompt, and both its losses are the same.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def collect_losses(
     found = bench.collect(
         "direct-losses", alone, LossEngine(bench.proxy, anchor), stage="Losses of responses by themselves"
     )
-    # An example that is nothing but anchor and response is the same both times, and rounding shall not say otherwise.
+    # A row without a prompt is the same both times, and rounding shall not say otherwise.
     same = (alone.digests == encoded.digests).all(axis=1)
     return losses, np.where(same & ~np.isnan(found.losses), losses, found.losses)
 
@@ -137,6 +137,8 @@ def anchor_token(proxy: Proxy) -> int:
 def direct_examples(encoded: Encoded, anchor: int) -> Encoded:
     """The trained tokens of every row alone, behind an anchor; all but the anchor are trained.
 
+    A row that has no prompt, its tokens being trained but for the first, stays as it is.
+
     Args:
         encoded: The rows; none gets longer, as the first token of a row is never trained.
         anchor: Token id.
@@ -149,9 +151,10 @@ def direct_examples(encoded: Encoded, anchor: int) -> Encoded:
 
 
 def _direct(example: Example, anchor: int) -> Example:
+    if example.labels_mask[1:].all():
+        # Empty, or plain text: nothing stands before the response but the token that no loss can do without.
+        return example
     response = example.input_ids[example.labels_mask]
-    if not len(response):
-        return Example(np.empty(0, np.int32), np.empty(0, np.bool_), example.status)
     ids = np.concatenate([np.array([anchor], np.int32), response])
     return Example(ids, np.arange(len(ids)) > 0, example.status)
 
