@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from spice_select.analysis.account import Analysis, PoolFacts, Subject
 from spice_select.analysis.assemble import CLUSTERS, NO_PICKS, Material, Trace, assemble, penalty_text
-from spice_select.analysis.chosen import open_rows, squared_norms
+from spice_select.analysis.given import scaling_of
 from spice_select.analysis.overlap import require_same_rows
 from spice_select.analysis.record import SelectionRecord
 from spice_select.config import RunConfig
@@ -25,7 +25,7 @@ from spice_select.gradients.manifest import MANIFEST_NAME
 from spice_select.gradients.store import GradientStore
 from spice_select.reporter import Reporter, Silent
 from spice_select.run_folder import RunFolder
-from spice_select.selection.options import NormalizeName, alpha_of, scale_of
+from spice_select.selection.options import NormalizeName
 
 _COLUMNS = {"index": "indices", "gain": "gains", "base": "bases", "epsilon": "epsilons", "conflict": "conflicts"}
 
@@ -120,11 +120,13 @@ def _of_run(folder: RunFolder, config: RunConfig, elsewhere: Path | None) -> Mat
             usable=record.usable,
             picks=record.k,
             dim=None if store is None else store.dim,
-            alpha=None if pools else objective.alpha,
-            normalize=objective.normalize,
-            fisher=objective.fisher,
-            conflict_weight=objective.conflict_weight,
-            penalty=penalty_text(objective),
+            alpha=None if pools or objective is None else objective.alpha,
+            normalize="none" if objective is None else objective.normalize,
+            fisher="exact" if objective is None else objective.fisher,
+            conflict_weight=None if objective is None else objective.conflict_weight,
+            penalty=penalty_text(objective) if objective is not None and record.maximised else "",
+            method=None if record.method is None else record.label,
+            maximised=record.maximised,
             information=record.information,
             stop_reason=record.stop_reason,
         ),
@@ -137,6 +139,11 @@ def _of_run(folder: RunFolder, config: RunConfig, elsewhere: Path | None) -> Mat
             "Theory, diversity, length and cluster: every pool of a schedule has gradients of its own, which are not"
             " kept; the report of the run goes pool by pool."
         )
+    elif objective is None:
+        material.left_out.append(
+            f"Certificate, theory, diversity, length and cluster: {record.label} measured no gradients."
+        )
+        store = None
     elif store is None:
         material.left_out.append(
             f"Theory, diversity, length and cluster: {folder.path} holds no gradients; name them with --gradients."
@@ -151,6 +158,7 @@ def _of_run(folder: RunFolder, config: RunConfig, elsewhere: Path | None) -> Mat
         in_hand = _numbered(settings.initial, "selection.initial", len(store))
         _require_row_numbers(record, usable, in_hand, material)
         material.gradients, material.usable, material.lengths = store, usable, store.lengths
+        assert objective is not None
         material.factors = _scaling(store, objective.normalize, usable, objective.alpha)[0]
         material.initial = np.flatnonzero(in_hand).tolist()
     counts = [source.rows for source in record.sources]
@@ -169,9 +177,7 @@ def _scaling(
     store: GradientStore, normalize: str, usable: Bool[np.ndarray, " n"], alpha: float | str
 ) -> tuple[Float[np.ndarray, " n"] | None, float]:
     """Factors of the rows and the Fisher scale, as the selection takes them."""
-    squared = np.where(store.usable, squared_norms(open_rows(store)), 0.0)
-    factors, _ = scale_of(cast(NormalizeName, normalize), np.sqrt(squared), usable, store.lengths)
-    return factors, alpha_of(alpha, (squared if factors is None else squared * factors**2)[usable])[0]
+    return scaling_of(store, cast(NormalizeName, normalize), alpha, members=usable)
 
 
 def _numbered(name: str | None, field: str, rows: int) -> Bool[np.ndarray, " n"]:
@@ -204,12 +210,14 @@ def _read_trace(folder: RunFolder, record: SelectionRecord) -> Trace:
     except (OSError, pa.ArrowException, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise StoreError(f"{folder.trace} cannot be read ({reason}); select again to write it anew.") from None
-    columns = {to: table.column(name).to_numpy() for name, to in _COLUMNS.items()}
-    if len(table) != record.k or (
-        len(table) and not 0 <= columns["indices"].min() <= columns["indices"].max() < record.n
-    ):
+    columns = {
+        to: None if len(table) and table.column(name).null_count == len(table) else table.column(name).to_numpy()
+        for name, to in _COLUMNS.items()
+    }
+    indices = columns["indices"]
+    if indices is None or len(table) != record.k or (len(table) and not 0 <= indices.min() <= indices.max() < record.n):
         raise StoreError(f"{folder.trace} is not the trace of {folder.record}; select again to write both anew.")
-    return Trace(**columns)
+    return Trace(indices, columns["gains"], columns["bases"], columns["epsilons"], columns["conflicts"])
 
 
 def _read_others(material: Material, folder: RunFolder, against: Sequence[str | Path]) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from spice_select.analysis.neighbours import near_duplicates
 from spice_select.analysis.projection import project
 from spice_select.analysis.record import SelectionRecord
-from spice_select.analysis.rejected import measure_rejected
+from spice_select.analysis.rejected import Rejected, measure_rejected
 from spice_select.config import RunConfig
 from spice_select.data.row_numbers import read_row_numbers
 from spice_select.errors import ConfigError, SpiceError
@@ -27,9 +27,10 @@ from spice_select.report.page import write_report
 from spice_select.report.plots import MOST_SERIES
 from spice_select.report.points import map_rows
 from spice_select.report.saved import (
-    NO_STORE,
     first_known,
+    no_gradients,
     open_store,
+    read_pool_file,
     read_trace,
     source_labels,
     texts_of_picks,
@@ -50,13 +51,13 @@ class Measured(Protocol):
         ...
 
     @property
-    def squared_norms(self) -> Float[np.ndarray, " n"]:
-        """Squared gradient norms, before any normalisation."""
+    def squared_norms(self) -> Float[np.ndarray, " n"] | None:
+        """Squared gradient norms, before any normalisation; None without gradients."""
         ...
 
     @property
     def usable(self) -> Bool[np.ndarray, " n"]:
-        """Rows with a gradient."""
+        """Rows that could be chosen, but for those excluded by number."""
         ...
 
     @property
@@ -66,7 +67,14 @@ class Measured(Protocol):
 
 
 def write_page(
-    folder: RunFolder, record: SelectionRecord, selection: Any, config: RunConfig, pool: Pool, measured: Measured
+    folder: RunFolder,
+    record: SelectionRecord,
+    selection: Any,
+    config: RunConfig,
+    pool: Pool,
+    measured: Measured,
+    *,
+    pool_scores: Float[np.ndarray, " n"] | None = None,
 ) -> None:
     """Write the page of the run at hand; without a store it says what it lacks.
 
@@ -77,30 +85,36 @@ def write_page(
         config: Its settings.
         pool: Its rows.
         measured: What was measured of them.
+        pool_scores: Score of every row, for a method that scores rows by themselves.
 
     Raises:
         OutputError: It cannot be written.
     """
-    store = measured.store
+    store, squared = measured.store, measured.squared_norms
     content = RunContent(
-        title=f"SPICE selection: {folder.path.absolute().name}",
+        title=_title(record, folder),
         record=record,
         trace=trace_of(selection),
         sources=pool.source_labels,
         lengths=measured.lengths,
-        norms=np.sqrt(np.asarray(measured.squared_norms, dtype=np.float64)),
+        norms=None if squared is None else np.sqrt(np.asarray(squared, dtype=np.float64)),
         usable=measured.usable & ~excluded_rows(config, pool),
         texts=texts_of_rows(pool.rows, pool.schemas),
-        remarks=() if store is not None else (f"This run kept no gradients of all rows: {NO_STORE}.",),
+        pool_scores=pool_scores,
+        remarks=() if store is not None else (no_gradients(record),),
     )
     write_report(folder.report, content if store is None else _measured(content, store, rows_in_hand(config, pool)))
 
 
+def _title(record: SelectionRecord, folder: RunFolder) -> str:
+    return f"{record.label} selection: {folder.path.absolute().name}"
+
+
 def trace_of(selection: Any) -> Trace:
-    """The trace of a selection in float64."""
-    numbers = {
-        name: np.asarray(getattr(selection, name), np.float64) for name in ("gains", "bases", "epsilons", "conflicts")
-    }
+    """The trace of a selection, or of picks of which less is known, in float64."""
+    names = ("gains", "bases", "epsilons", "conflicts", "scores")
+    given = {name: getattr(selection, name, None) for name in names}
+    numbers = {name: None if values is None else np.asarray(values, np.float64) for name, values in given.items()}
     return Trace(np.asarray(selection.indices, dtype=np.int64), **numbers)
 
 
@@ -181,12 +195,16 @@ def open_run(folder: RunFolder, *, gradients: Path | None = None, measure: bool 
     remarks: list[str] = []
     config = _read_config(folder, remarks)
     own = texts_of_picks(folder, trace)
+    saved = read_pool_file(folder, record, remarks)
     rows = texts_of_sources(config, record, remarks) if measure and config is not None else None
     content = RunContent(
-        title=f"SPICE selection: {folder.path.absolute().name}",
+        title=_title(record, folder),
         record=record,
         trace=trace,
         sources=source_labels(record),
+        lengths=None if saved is None else saved.lengths,
+        usable=None if saved is None else saved.usable,
+        pool_scores=None if saved is None else saved.scores,
         texts=own if rows is None else first_known(own, rows),
     )
     if measure:
@@ -198,29 +216,39 @@ def open_run(folder: RunFolder, *, gradients: Path | None = None, measure: bool 
 
 def _measured(content: RunContent, store: GradientStore, initial: Sequence[int] | None) -> RunContent:
     """The same with what the gradients of all rows tell."""
-    record, picks = content.record, content.trace.indices
+    picks = content.trace.indices
     usable = store.usable if content.usable is None else content.usable
-    normalize = cast(NormalizeName, record.objective.normalize)
-    factors, _ = scale_of(normalize, store.norms.astype(np.float64), usable, store.lengths)
-    rejected = measure_rejected(
-        store,
-        picks,
-        alpha=record.objective.alpha,
-        candidates=usable,
-        factors=factors,
-        initial=initial or (),
-        reference=record.objective.reference,
-        hinge=record.objective.hinge,
-        want=50 if record.objective.fisher == "exact" else 0,
-    )
+    found = replace(content, rejected=_rejected(content, store, usable, initial or ()))
     left = usable.copy()
     left[np.asarray(initial or (), dtype=np.int64)] = False
     neighbours = near_duplicates(store, picks, np.flatnonzero(left))
-    found = replace(content, rejected=rejected, neighbours=neighbours)
+    found = replace(found, neighbours=neighbours)
     listed = [row for table in example_tables(found) for row in table.rows]
     members = np.flatnonzero(usable)
     placed = map_rows(picks, usable, listed)
     return replace(found, projection=project(store, placed, members=members) if len(members) > 2 else None)
+
+
+def _rejected(
+    content: RunContent, store: GradientStore, usable: Bool[np.ndarray, " n"], initial: Sequence[int]
+) -> Rejected | None:
+    """What rows left out would add; unknown where the run did not say how information is measured."""
+    aim = content.record.objective
+    if aim is None:
+        return None
+    normalize = cast(NormalizeName, aim.normalize)
+    factors, _ = scale_of(normalize, store.norms.astype(np.float64), usable, store.lengths)
+    return measure_rejected(
+        store,
+        content.trace.indices,
+        alpha=aim.alpha,
+        candidates=usable,
+        factors=factors,
+        initial=initial,
+        reference=aim.reference,
+        hinge=aim.hinge,
+        want=50 if aim.fisher == "exact" else 0,
+    )
 
 
 def _with_store(content: RunContent, store: GradientStore, config: RunConfig | None, remarks: list[str]) -> RunContent:

@@ -41,6 +41,8 @@ class Subject(Numbers):
         penalty: Its form and what conflict is measured against, in words.
         information: F of the picks, in nats.
         stop_reason: Why the run ended.
+        method: Name of the method that chose, where the run names one.
+        maximised: Whether the picks maximise information, rather than being measured by it or not at all.
     """
 
     kind: Literal["run", "store", "array"]
@@ -56,17 +58,23 @@ class Subject(Numbers):
     penalty: str = ""
     information: float | None = None
     stop_reason: str | None = None
+    method: str | None = None
+    maximised: bool = True
 
     def describe(self) -> list[str]:
         """A few lines of names and values."""
         chosen = "nothing chosen" if self.picks is None else f"{self.picks:,} chosen"
         if self.picks and self.usable:
             chosen += f" ({self.picks / self.usable:.1%} of the usable)"
+        scale = "" if self.alpha is None else f", a = {number(self.alpha)}"
+        objective = _OBJECTIVES.get(self.fisher, self.fisher) + scale
+        if not self.maximised:
+            objective = f"its own; information is {objective}" if self.alpha is not None else "its own"
         facts = {
+            "method": self.method or "",
             "rows": f"{self.rows:,} ({self.usable:,} usable), {chosen}",
             "gradients": "not here" if self.dim is None else f"{self.dim:,} numbers each, normalised: {self.normalize}",
-            "objective": _OBJECTIVES.get(self.fisher, self.fisher)
-            + ("" if self.alpha is None else f", a = {number(self.alpha)}"),
+            "objective": objective,
             "penalty": self.penalty,
             "information": "" if self.information is None else f"{self.information:,.3f} nats",
         }
@@ -223,7 +231,7 @@ class Analysis(Numbers):
         elif self.pool_theory is not None:
             pool = self.pool_theory
             parts += sections(random=pool.random, bounds=pool.bounds, curvature=pool.curvature)
-        elif self.trace is not None:
+        if self.trace is not None:
             parts.append(("Trace", self.trace.describe()))
         if self.diversity is not None:
             first, *table = self.diversity.describe()

@@ -32,16 +32,18 @@ FEWEST = 2
 
 @dataclass(frozen=True)
 class Trace:
-    """The columns of ``trace.parquet`` that analysis reads, one entry a pick."""
+    """The columns of ``trace.parquet`` that analysis reads, one entry a pick; None for what needs absent gradients."""
 
     indices: Int[np.ndarray, " k"]
-    gains: Float[np.ndarray, " k"]
-    bases: Float[np.ndarray, " k"]
-    epsilons: Float[np.ndarray, " k"]
-    conflicts: Float[np.ndarray, " k"]
+    gains: Float[np.ndarray, " k"] | None
+    bases: Float[np.ndarray, " k"] | None
+    epsilons: Float[np.ndarray, " k"] | None
+    conflicts: Float[np.ndarray, " k"] | None
 
-    def facts(self, *, pools: bool) -> TraceFacts:
+    def facts(self, *, pools: bool) -> TraceFacts | None:
         """What it says by itself; gains of different pools have no half-life together."""
+        if self.gains is None or self.bases is None or self.epsilons is None or self.conflicts is None:
+            return None
         return TraceFacts(
             picks=len(self.indices),
             first_gain=float(self.gains[0]),
@@ -207,6 +209,12 @@ def assemble(material: Material, *, clusters: int, samples: int, seed: int, repo
             )
         elif not len(trace.indices):
             missing.append("Theory: nothing was picked.")
+        elif not subject.maximised or trace.gains is None or trace.conflicts is None:
+            missing.append(
+                "Theory of the picks: it speaks of greedy picks, and these were chosen by another objective."
+            )
+            pool_theory = analyse_pool(material.gradients, **common)
+            notes = pool_theory.notes
         else:
             theory = analyse_theory(
                 material.gradients,

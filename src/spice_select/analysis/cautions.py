@@ -45,8 +45,8 @@ def of_length(median: Comparison, mean: Comparison, normalize: str | None) -> li
         return [f"{fact}: training on them costs more tokens than as many random rows; a token budget limits that."]
     if normalize is None:
         return [
-            f"{fact}: a model that is trained on short rows sees fewer tokens, and tends to answer briefly. Compare with"
-            " as many random rows before you rely on this subset; quotas by source (--set selection.groups=source"
+            f"{fact}: a model that is trained on short rows sees fewer tokens, and tends to answer briefly. Compare"
+            " with as many random rows before you rely on this subset; quotas by source (--set selection.groups=source"
             " --set selection.quotas=proportional) or a token budget counter it."
         ]
     remedy = (

@@ -12,9 +12,12 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
+from spice_select.analysis.record import MethodRecord
 from spice_select.data.rows import RowSet
 
 ALL_COLUMNS = "all"
+SPICE_PAPER = "2601.23155"
+_ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 _LEADING_MARK = re.compile(r"^(\d*)([-+=.)])")
@@ -33,6 +36,11 @@ class CardFacts:
         information: Information of the picks in nats.
         warnings: Warnings of the run.
         version: Version of this package.
+        method: The method that chose; None: SPICE.
+        maximised: Whether the picks maximise information.
+        penalised: Whether they also avoid conflict.
+        measured: Whether gains and conflicts of the picks are known.
+        prefixes: Whether every prefix is the selection of a smaller budget.
     """
 
     title: str
@@ -42,6 +50,21 @@ class CardFacts:
     information: float | None = None
     warnings: tuple[str, ...] = ()
     version: str = ""
+    method: MethodRecord | None = None
+    maximised: bool = True
+    penalised: bool = True
+    measured: bool = True
+    prefixes: bool = True
+
+    @property
+    def papers(self) -> list[str]:
+        """Numbers at arXiv of the papers that the method is from."""
+        return [SPICE_PAPER] if self.method is None else list(dict.fromkeys(_ARXIV.findall(self.method.source)))
+
+    @property
+    def cites_spice(self) -> bool:
+        """Whether the method is from the SPICE paper."""
+        return SPICE_PAPER in self.papers
 
 
 class Raw(str):
@@ -60,6 +83,11 @@ def code_span(value: object) -> Raw:
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     space = " " if text[:1] == "`" or text[-1:] == "`" or not text else ""
     return Raw(f"{fence}{space}{text}{space}{fence}")
+
+
+def _sentence(value: str) -> str:
+    """Words that end with a full stop."""
+    return value if value.endswith((".", "!", "?")) else f"{value}."
 
 
 def python_string(value: object) -> Raw:
@@ -83,7 +111,7 @@ def front_matter(facts: CardFacts, count: int, columns: Sequence[str], hidden: S
         "pretty_name": facts.title,
         "task_categories": ["text-generation"],
         "size_categories": [size_category(count)],
-        "tags": ["spice-select", "data-selection", "instruction-tuning", "arxiv:2601.23155"],
+        "tags": ["spice-select", "data-selection", "instruction-tuning", *(f"arxiv:{paper}" for paper in facts.papers)],
         "configs": configs,
     }
     return Raw(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000).strip())
@@ -115,7 +143,9 @@ def render_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(code=code_span, literal=python_string, number=lambda value: Raw(f"{value:,}"), plain=Raw)
+    environment.filters.update(
+        code=code_span, literal=python_string, number=lambda value: Raw(f"{value:,}"), plain=Raw, sentence=_sentence
+    )
     template = environment.from_string(files("spice_select.export").joinpath("card.md.jinja").read_text("utf-8"))
     count = sum(chosen.values())
     return template.render(

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from spice_select.data.messages import to_conversation
 from spice_select.data.rows import RowSet
@@ -26,8 +26,11 @@ from spice_select.files import atomic_file, explained, make_folder, remove_tree,
 SHARD_BYTES = 400 << 20
 
 
+Values = Float[np.ndarray, " t"]
+
+
 class Picks(Protocol):
-    """What is needed of a selection: one entry a step, in order of choice."""
+    """What is needed of a selection: one entry a step, in order of choice; None for what is not known of any."""
 
     @property
     def indices(self) -> Int[np.ndarray, " t"]:
@@ -35,27 +38,27 @@ class Picks(Protocol):
         ...
 
     @property
-    def gains(self) -> Float[np.ndarray, " t"]:
+    def gains(self) -> Values | None:
         """Marginal information gains, in nats."""
         ...
 
     @property
-    def bases(self) -> Float[np.ndarray, " t"]:
+    def bases(self) -> Values | None:
         """What each pick is worth alone, in nats."""
         ...
 
     @property
-    def epsilons(self) -> Float[np.ndarray, " t"]:
+    def epsilons(self) -> Values | None:
         """Gain less base."""
         ...
 
     @property
-    def conflicts(self) -> Float[np.ndarray, " t"]:
+    def conflicts(self) -> Values | None:
         """Conflicts when picked."""
         ...
 
     @property
-    def scores(self) -> Float[np.ndarray, " t"]:
+    def scores(self) -> Values:
         """What was compared."""
         ...
 
@@ -134,6 +137,36 @@ def write_dataset(
     return DatasetFiles(data, trace, card, tuple(table.column_names), prepared.hidden, prepared.notes)
 
 
+def write_pool(
+    path: Path,
+    sources: Sequence[str],
+    tokens: Int[np.ndarray, " n"],
+    usable: Bool[np.ndarray, " n"],
+    scores: Float[np.ndarray, " n"] | None,
+) -> None:
+    """Write one line for every row of the pool: its number, source, response tokens, and what the method made of it.
+
+    Args:
+        path: The parquet file.
+        sources: Name of every row's source.
+        tokens: Response tokens.
+        usable: Rows that could be chosen.
+        scores: Score of every row, where the method scores rows by themselves; NaN becomes null.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    columns = {
+        "index": pa.array(np.arange(len(tokens), dtype=np.int64)),
+        "source": pa.array(sources, pa.string()),
+        "tokens": pa.array(np.asarray(tokens, dtype=np.int64)),
+        "usable": pa.array(np.asarray(usable, dtype=bool)),
+    }
+    if scores is not None:
+        columns["score"] = pa.array(np.asarray(scores, dtype=np.float64), from_pandas=True)
+    _write_table(pa.table(columns), path)
+
+
 def _steps(rows: RowSet, indices: Int[np.ndarray, " t"], selection: Picks) -> dict[str, pa.Array]:
     numbers = {
         "gain": selection.gains,
@@ -146,7 +179,12 @@ def _steps(rows: RowSet, indices: Int[np.ndarray, " t"], selection: Picks) -> di
         "source": pa.array([rows.source_of(index) for index in indices.tolist()], pa.string()),
         "rank": pa.array(np.arange(len(indices), dtype=np.int64)),
         "index": pa.array(indices),
-        **{name: pa.array(np.asarray(values, dtype=np.float64)) for name, values in numbers.items()},
+        **{
+            name: pa.nulls(len(indices), pa.float64())
+            if values is None
+            else pa.array(np.asarray(values, dtype=np.float64))
+            for name, values in numbers.items()
+        },
     }
 
 

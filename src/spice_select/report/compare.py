@@ -12,10 +12,10 @@ import numpy as np
 from spice_select.analysis.record import SelectionRecord
 from spice_select.report import plots
 from spice_select.report.content import Messages, RunContent, verdict
-from spice_select.report.facts import proxy, results, settings
+from spice_select.report.facts import beside_title, made_with, proxy, results, settings
 from spice_select.report.page import BALANCE_ROWS, Plot
 from spice_select.report.render import render
-from spice_select.report.tables import Cell, Line, Table, four_digits, source_cells
+from spice_select.report.tables import Cell, Line, Table, measured_cells, source_cells
 
 SMOOTHED = 50
 """Points of a line; single picks of several runs would hide each other."""
@@ -98,7 +98,7 @@ def render_comparison(contents: Sequence[RunContent]) -> str:
     )
     return render(
         "compare.html.j2",
-        title="SPICE selections side by side",
+        title=beside_title(records),
         names=[content.title for content in contents],
         verdicts=[(content.title, verdict(content), len(content.warnings)) for content in contents],
         results=rows_of([results(record) for record in records]),
@@ -110,7 +110,8 @@ def render_comparison(contents: Sequence[RunContent]) -> str:
         averaged=max(len(content.trace.indices) for content in contents) > SMOOTHED,
         balance=_balance(records),
         tables=tables,
-        version=records[0].versions.get("spice-select", ""),
+        unmeasured=[content.title for content in contents if content.trace.gains is None],
+        made=made_with(records),
     )
 
 
@@ -140,19 +141,22 @@ def _digest(messages: Messages) -> str:
 def _course(contents: Sequence[RunContent]) -> tuple[Plot, ...]:
     names = [content.title for content in contents]
 
-    def curves(title: str, about: str, label: str, values: Sequence[np.ndarray], *, log: bool = False) -> Plot:
-        series = list(zip(names, values, strict=True))
+    def curves(title: str, about: str, label: str, values: Sequence[np.ndarray | None], *, log: bool = False) -> Plot:
+        # A run without them keeps its place, and with it its colour in all drawings.
+        series = [(name, np.zeros(0) if one is None else one) for name, one in zip(names, values, strict=True)]
         most = plots.MOST_POINTS if title == "Information" else SMOOTHED
         key = title.lower()
         return Plot(title, about, plots.curves(series, label=label, description=about, key=key, log=log, most=most))
 
     traces = [content.trace for content in contents]
+    if all(trace.gains is None for trace in traces):
+        return ()
     return (
         curves(
             "Information",
             "Information of the first picks together; with another Fisher scale or model the nats are others.",
             "nats",
-            [np.cumsum(trace.gains) for trace in traces],
+            [None if trace.gains is None else np.cumsum(trace.gains) for trace in traces],
         ),
         curves("Gain", "What each pick added.", "nats", [trace.gains for trace in traces], log=True),
         curves("Epsilon", "What the earlier picks took away.", "nats", [trace.epsilons for trace in traces]),
@@ -215,8 +219,7 @@ def _list(content: RunContent, key: str, title: str, about: str, places: Sequenc
             (
                 Cell("Rank", f"{place + 1:,}"),
                 *source_cells(content, int(trace.indices[place])),
-                Cell("Gain", four_digits(float(trace.gains[place]))),
-                Cell("Conflict", f"{trace.conflicts[place]:.3f}"),
+                *measured_cells(content, place),
             ),
         )
         for place in places[:LISTED]

@@ -29,7 +29,7 @@ STOPS = {
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One value for every pick, in order of choice.
+    """One value for every pick, in order of choice; what needs gradients is None where there were none.
 
     Attributes:
         indices: Row numbers.
@@ -37,13 +37,15 @@ class Trace:
         bases: What each is worth alone, in nats.
         epsilons: What the picks before it take away, in nats.
         conflicts: Conflicts when picked.
+        scores: What each was chosen by.
     """
 
     indices: Int[np.ndarray, " k"]
-    gains: Float[np.ndarray, " k"]
-    bases: Float[np.ndarray, " k"]
-    epsilons: Float[np.ndarray, " k"]
-    conflicts: Float[np.ndarray, " k"]
+    gains: Float[np.ndarray, " k"] | None
+    bases: Float[np.ndarray, " k"] | None
+    epsilons: Float[np.ndarray, " k"] | None
+    conflicts: Float[np.ndarray, " k"] | None
+    scores: Float[np.ndarray, " k"] | None = None
 
 
 def _no_texts(rows: Sequence[int]) -> Mapping[int, Messages]:
@@ -65,6 +67,7 @@ class RunContent:
         projection: Rows as points of the plane.
         rejected: What the rows left out would add now, and their conflicts.
         neighbours: Rows left out whose gradient is nearly that of a pick.
+        pool_scores: Score of every row of the pool, for a method that scores rows by themselves.
         texts: Messages of rows.
         remarks: What is missing and why, in plain sentences.
     """
@@ -79,6 +82,7 @@ class RunContent:
     projection: Projection | None = None
     rejected: Rejected | None = None
     neighbours: Neighbours | None = None
+    pool_scores: Float[np.ndarray, " n"] | None = None
     texts: Texts = _no_texts
     remarks: tuple[str, ...] = field(default=())
 
@@ -97,11 +101,20 @@ class RunContent:
             if self.usable is not None:
                 rows = rows[self.usable[rows]]
             found = dict(zip(rows.tolist(), self.rejected.conflicts[rows].tolist(), strict=True))
-        for index, conflict in zip(self.trace.indices.tolist(), self.trace.conflicts.tolist(), strict=True):
+        picks = self.trace.indices.tolist()
+        # Without gradients there are neither conflicts of picks nor of others.
+        own = np.zeros(len(picks)) if self.trace.conflicts is None else self.trace.conflicts
+        for index, conflict in zip(picks, own.tolist(), strict=True):
             found.pop(index, None)
             if conflict > 0:
                 found[index] = conflict
         return found
+
+    @property
+    def score_name(self) -> str:
+        """What the scores of the picks are, in a few words."""
+        method = self.record.method
+        return (method.score if method is not None else "") or "score"
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -110,22 +123,46 @@ class RunContent:
 
 
 def verdict(content: RunContent) -> tuple[str, str, str]:
-    """The outcome in three plain sentences: how much information, how near the best, penalty and warnings."""
-    record = content.record
-    how = STOPS.get(record.stop_reason, record.stop_reason)
-    total = np.cumsum(content.trace.gains)
+    """The outcome in three parts: how much information, how near the best or by what score, penalty and warnings."""
+    if not content.record.maximised:
+        return _chosen(content), _bound(content), _likeness(content)
+    return _maximised(content), _bound(content), _penalty(content)
+
+
+def _maximised(content: RunContent) -> str:
+    record, gains = content.record, content.trace.gains
+    total = np.cumsum(() if gains is None else gains)
     half = int(np.searchsorted(total, total[-1] / 2)) + 1 if len(total) else 0
     where = f", half of it in the first {half:,}" if len(total) > 3 and total[-1] > 0 and not content.pools else ""
     added = ", each pool's within it, added up" if content.pools else ""
-    first = (
-        f"{record.k:,} of {record.usable:,} usable rows were chosen, and they hold {record.information:,.4g} nats of"
-        f" Fisher information{where}{added}; {how}."
+    by = "" if record.label == "SPICE" else f" by {record.label}"
+    return (
+        f"{record.k:,} of {record.usable:,} usable rows were chosen{by}, and they hold"
+        f" {record.information or 0.0:,.4g} nats of Fisher information{where}{added}; {_end(record)}."
     )
-    return first, _bound(content), _penalty(record.summary.changed_by_penalty, len(content.warnings))
+
+
+def _chosen(content: RunContent) -> str:
+    record = content.record
+    first = f"{record.k:,} of {record.usable:,} usable rows were chosen by {record.label}; {_end(record)}."
+    if content.score_name != "score":
+        first += f" The score of a row is {content.score_name}."
+    return first
+
+
+def _end(record: SelectionRecord) -> str:
+    return STOPS.get(record.stop_reason, record.stop_reason)
 
 
 def _bound(content: RunContent) -> str:
     record = content.record
+    if not record.maximised:
+        if record.information is None:
+            return "How much Fisher information the picks hold is not known, as no gradients were measured."
+        return (
+            f"The picks hold {record.information:,.4g} nats of Fisher information, which was measured and not"
+            f" maximised. {record.certificate_sentence or ''}"
+        ).strip()
     if record.certificate_sentence:
         return record.certificate_sentence
     proven = [pool.certificate for pool in content.pools if pool.certificate is not None]
@@ -134,12 +171,13 @@ def _bound(content: RunContent) -> str:
             f"Within each pool the picks hold at least {percent_down(min(proven))} of the Fisher information that as"
             " many of its rows could hold (proven for this run); bounds of pools don't add up to one of the whole."
         )
-    if record.objective.fisher != "exact":
+    if record.objective is not None and record.objective.fisher != "exact":
         return f"No bound on their quality is stated, as the {record.objective.fisher} form is no exact information."
     return "No bound on their quality was computed."
 
 
-def _penalty(changed: int | None, warnings: int) -> str:
+def _penalty(content: RunContent) -> str:
+    changed, warnings = content.record.summary.changed_by_penalty, len(content.warnings)
     if changed is None:
         said = "No conflict penalty was on"
     elif changed == 0:
@@ -149,3 +187,11 @@ def _penalty(changed: int | None, warnings: int) -> str:
     if warnings:
         return f"{said}; read the warning{'s' if warnings > 1 else ''} below before you train on them."
     return f"{said}; in response length, gradient norm and source they stay within a factor of 2 of the pool."
+
+
+def _likeness(content: RunContent) -> str:
+    warnings = len(content.warnings)
+    if warnings:
+        return f"Read the warning{'s' if warnings > 1 else ''} below before you train on them."
+    norm = "" if content.record.summary.norm_median is None else ", gradient norm"
+    return f"In response length{norm} and source they stay within a factor of 2 of the pool."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from spice_select.report.compare import Row, overlaps, rows_of
 from spice_select.report.content import RunContent, verdict
-from spice_select.report.facts import results, settings
+from spice_select.report.facts import beside_title, made_with, results, settings
 from spice_select.report.text import escape_markdown
 
 MOST_SHARES = 20
@@ -43,17 +43,16 @@ def _one(content: RunContent) -> list[str]:
     lines += [f"> **Warning.** {escape_markdown(warning)}\n" for warning in content.warnings]
     if record.summary.advice:
         lines.append(f"> **Advice.** {escape_markdown(record.summary.advice)}\n")
-    version = escape_markdown(record.versions.get("spice-select", ""))
-    lines.append(f"Selected with spice-select {version} after SPICE (ICLR 2026, arXiv 2601.23155).")
+    lines.append(escape_markdown(made_with([record])))
     return lines
 
 
 def _several(contents: Sequence[RunContent]) -> list[str]:
     names = [content.title for content in contents]
-    lines = ["## SPICE selections side by side", ""]
+    records = [content.record for content in contents]
+    lines = [f"## {beside_title(records)}", ""]
     for content in contents:
         lines += [f"### {escape_markdown(content.title)}", "", *_verdict(content)]
-    records = [content.record for content in contents]
     asked: list[Row] = [row for row in rows_of([settings(record) for record in records]) if row.differs]
     rows = [*rows_of([results(record) for record in records]), *asked]
     lines += [*_table(["", *names], [[row.name, *row.values] for row in rows]), ""]

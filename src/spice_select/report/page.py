@@ -15,7 +15,7 @@ from spice_select.analysis.record import PoolRecord, SelectionRecord
 from spice_select.files import write_text
 from spice_select.report import plots
 from spice_select.report.content import STOPS, RunContent, verdict
-from spice_select.report.facts import facts
+from spice_select.report.facts import facts, made_with
 from spice_select.report.points import point_map
 from spice_select.report.render import embedded, render
 from spice_select.report.tables import FIRST_PICKS, Table, example_tables
@@ -87,6 +87,7 @@ def render_report(content: RunContent) -> str:
         pool_lines=_spread(content.pools),
         pool_plots=_pool_plots(content.pools),
         chart=chart,
+        made=made_with([record]),
         points=None if chart is None else embedded(chart.data),
         tables=tables,
         shown=sum(len(table.lines) for table in tables),
@@ -122,7 +123,7 @@ def balances(record: SelectionRecord) -> tuple[Balance, ...]:
 def _proxy_name(record: SelectionRecord) -> str:
     """The proxy's name; of a folder the last part, as the path to it says more of a machine than of the model."""
     if record.model is None:
-        return "gradients as given"
+        return "gradients as given" if record.method is None else "no model was run"
     name = record.model.name
     return Path(name).name or name if name.startswith(("/", "~", ".")) else name
 
@@ -138,54 +139,79 @@ def _anchors(tables: Sequence[Table]) -> Mapping[int, str]:
 
 def _course(content: RunContent) -> tuple[Plot, ...]:
     trace = content.trace
-    return (
-        Plot(
-            "Gain",
-            "What each pick added to the information, and what it would be worth alone.",
-            plots.curves(
-                [("gain", trace.gains), ("worth alone", trace.bases)],
-                label="nats",
-                description="Marginal information gain of every pick, and what it is worth alone",
-                key="gain",
-                log=True,
+    drawn = [] if content.record.maximised else [_scores(content)]
+    if trace.gains is not None and trace.bases is not None and trace.epsilons is not None:
+        added = (
+            "What each pick added to the information, and what it would be worth alone."
+            if content.record.maximised
+            else "What each pick adds to the information of those before it, and what it would be worth alone; the"
+            " method did not choose by it."
+        )
+        drawn += [
+            Plot(
+                "Gain",
+                added,
+                plots.curves(
+                    [("gain", trace.gains), ("worth alone", trace.bases)],
+                    label="nats",
+                    description="Marginal information gain of every pick, and what it is worth alone",
+                    key="gain",
+                    log=True,
+                ),
             ),
-        ),
-        Plot(
-            "Epsilon",
-            "What the earlier picks took away: gain less worth alone.",
-            plots.curves(
-                [("epsilon", trace.epsilons)],
-                label="nats",
-                description="What earlier picks take away from every pick's gain",
-                key="epsilon",
+            Plot(
+                "Epsilon",
+                "What the earlier picks took away: gain less worth alone.",
+                plots.curves(
+                    [("epsilon", trace.epsilons)],
+                    label="nats",
+                    description="What earlier picks take away from every pick's gain",
+                    key="epsilon",
+                ),
             ),
-        ),
-        Plot(
-            "Conflict",
-            "How far each pick pulls against the reference direction; 0 is not at all.",
-            plots.curves(
-                [("conflict", trace.conflicts)],
-                label="conflict",
-                description="Conflict of every pick with the reference direction",
-                key="conflict",
-            ),
-        ),
+        ]
+    if trace.conflicts is not None:
+        drawn.append(
+            Plot(
+                "Conflict",
+                "How far each pick pulls against the reference direction; 0 is not at all.",
+                plots.curves(
+                    [("conflict", trace.conflicts)],
+                    label="conflict",
+                    description="Conflict of every pick with the reference direction",
+                    key="conflict",
+                ),
+            )
+        )
+    return tuple(plot for plot in drawn if plot is not None)
+
+
+def _scores(content: RunContent) -> Plot | None:
+    """Scores by rank; nothing where all picks have one score."""
+    scores = content.trace.scores
+    if scores is None or not np.isfinite(scores).any() or np.nanmin(scores) == np.nanmax(scores):
+        return None
+    return Plot(
+        "Score",
+        f"What each pick was chosen by: {content.score_name}.",
+        plots.curves([("score", scores)], label="score", description="Score of every pick", key="score"),
     )
 
 
 def _shapes(content: RunContent) -> tuple[Plot, ...]:
     picks = content.trace.indices
     found = []
-    for values, title, about, label, key in (
-        (content.lengths, "Response length", "Trained tokens of a row.", "response tokens", "length"),
-        (content.norms, "Gradient norm", "As measured, before any normalisation.", "gradient norm", "norm"),
+    for values, title, about, label, key, log in (
+        (content.lengths, "Response length", "Trained tokens of a row.", "response tokens", "length", True),
+        (content.norms, "Gradient norm", "As measured, before any normalisation.", "gradient norm", "norm", True),
+        (content.pool_scores, "Score of a row", f"Of picks and pool: {content.score_name}.", "score", "scores", False),
     ):
         if values is None:
             continue
         column = np.asarray(values, dtype=np.float64)
         pool = column if content.usable is None else column[content.usable]
         description = f"{title} of picks and pool"
-        drawing = plots.histogram(column[picks], pool, label=label, description=description, key=key)
+        drawing = plots.histogram(column[picks], pool, label=label, description=description, key=key, log=log)
         found.append(Plot(title, about, drawing))
     return tuple(found)
 

@@ -84,17 +84,32 @@ def curves(
 
 
 def histogram(
-    picks: Num[np.ndarray, " k"], pool: Num[np.ndarray, " n"], *, label: str, description: str, key: str
+    picks: Num[np.ndarray, " k"],
+    pool: Num[np.ndarray, " n"],
+    *,
+    label: str,
+    description: str,
+    key: str,
+    log: bool = True,
 ) -> Markup:
-    """Picks and pool on common logarithmic bins, each as shares of its own rows."""
+    """Picks and pool on common bins, each as shares of its own rows.
+
+    Args:
+        picks: Values of the picks.
+        pool: Values of all rows that could be chosen.
+        label: Label of the horizontal axis.
+        description: What the plot shows, for those who can't see it.
+        key: Prefix of its identifiers, of its own within the page.
+        log: Logarithmic bins, for values above 0; others are left out. Linear ones take any number.
+    """
     figure, axes = _empty("share of rows", label)
     wide = [np.asarray(values, dtype=np.float64) for values in (pool, picks)]
-    pool_values, pick_values = (values[np.isfinite(values) & (values > 0)] for values in wide)
+    pool_values, pick_values = (values[np.isfinite(values) & ((values > 0) | (not log))] for values in wide)
     if len(pool_values):
         low, high = float(pool_values.min()), float(pool_values.max())
         if len(pick_values):
             low, high = min(low, float(pick_values.min())), max(high, float(pick_values.max()))
-        edges = np.geomspace(low / 1.02, high * 1.02, BINS + 1)
+        edges = np.geomspace(low / 1.02, high * 1.02, BINS + 1) if log else _linear_edges(low, high)
         for name, values, colour, fill in (
             ("pool", pool_values, SECOND, True),
             ("picks", pick_values, FIRST, False),
@@ -103,14 +118,22 @@ def histogram(
                 continue
             heights = np.histogram(values, edges)[0] / len(values) * 100
             axes.stairs(heights, edges, fill=fill, color=colour, alpha=0.55 if fill else 1.0, linewidth=1.8, label=name)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < WIDE * low else (1.0,)))
-        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
-        axes.xaxis.set_minor_formatter("")
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < WIDE * low else (1.0,)))
+            axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+            axes.xaxis.set_minor_formatter("")
         _legend(axes)
     axes.yaxis.set_major_formatter("{x:g}%")
     axes.set_ylim(bottom=0)
     return _svg(figure, description, key)
+
+
+def _linear_edges(low: float, high: float) -> Float[np.ndarray, " b"]:
+    """Bins of one width; values that are all alike stand in the middle one."""
+    # Halves, as the distance of two large numbers may be beyond the range.
+    rim = 0.01 * (high / 2 - low / 2) * 2 or max(abs(low) * 1e-3, 1e-9)
+    return np.linspace(low - rim, high + rim, BINS + 1)
 
 
 def _thinned(values: Float[np.ndarray, " k"], most: int) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:

@@ -92,7 +92,8 @@ def point_map(content: RunContent, texts: Mapping[int, Messages], anchors: Mappi
     points, origin = _scaled(spots)
     conflicts = content.conflicts
     ranks = {index: place + 1 for place, index in enumerate(content.trace.indices.tolist())}
-    gains = dict(zip(content.trace.indices.tolist(), content.trace.gains.tolist(), strict=True))
+    trace = content.trace
+    gains = {} if trace.gains is None else dict(zip(trace.indices.tolist(), trace.gains.tolist(), strict=True))
     if content.rejected is not None:
         rest = zip(content.rejected.indices.tolist(), content.rejected.gains.tolist(), strict=True)
         gains |= {index: gain for index, gain in rest if index not in ranks}

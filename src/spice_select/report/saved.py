@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Bool, Float, Int
 
 from spice_select.analysis.record import SelectionRecord
 from spice_select.config import RunConfig
@@ -23,6 +25,8 @@ from spice_select.gradients.store import GradientStore
 from spice_select.report.content import Messages, Texts, Trace
 from spice_select.run_folder import RunFolder
 
+POOL_FILE = "pool.parquet"
+"""One line for every row of the pool, which runs of methods other than SPICE leave."""
 NO_STORE = "the map, the rows left out that would add most, and near-duplicates need them"
 NOT_HERE = f"histograms, {NO_STORE}; name the folder that holds them with --gradients"
 
@@ -112,19 +116,68 @@ def _read_column(folder: RunFolder, names: Sequence[str]) -> list[Any]:
 
 
 def read_trace(folder: RunFolder) -> Trace:
-    """The trace that a run has left.
+    """The trace that a run has left; a column of nulls is one that is not known.
 
     Raises:
         StoreError: It is missing, or no trace.
     """
-    columns = ("index", "gain", "base", "epsilon", "conflict")
     try:
-        table = pq.read_table(folder.trace, columns=list(columns))
-        index, gain, base, epsilon, conflict = (table.column(name).to_numpy() for name in columns)
+        table = pq.read_table(folder.trace)
+        index = table.column("index").to_numpy()
+        gain, base, epsilon, conflict = (_numbers(table, name) for name in ("gain", "base", "epsilon", "conflict"))
+        score = _numbers(table, "score") if "score" in table.column_names else None
     except (OSError, pa.ArrowException, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise StoreError(f"{folder.trace} is no trace of a run ({reason}); select again.") from None
-    return Trace(index.astype(np.int64), gain, base, epsilon, conflict)
+    return Trace(index.astype(np.int64), gain, base, epsilon, conflict, score)
+
+
+def _numbers(table: pa.Table, name: str) -> Float[np.ndarray, " k"] | None:
+    column = table.column(name)
+    return None if len(column) and column.null_count == len(column) else column.to_numpy().astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class SavedPool:
+    """What a run has left of every row of the pool.
+
+    Attributes:
+        lengths: Response tokens.
+        usable: Rows that could be chosen.
+        scores: Score of every row, where the method scores rows by themselves; NaN where one has none.
+    """
+
+    lengths: Int[np.ndarray, " n"]
+    usable: Bool[np.ndarray, " n"]
+    scores: Float[np.ndarray, " n"] | None
+
+
+def read_pool_file(folder: RunFolder, record: SelectionRecord, remarks: list[str]) -> SavedPool | None:
+    """The rows of the pool as a run has left them; None where it has left none, as SPICE does.
+
+    Args:
+        folder: The run's.
+        record: Its record.
+        remarks: Gets a sentence where the file cannot be used.
+    """
+    path = folder.path / POOL_FILE
+    if not path.is_file():
+        return None
+    try:
+        table = pq.read_table(path)
+        found = SavedPool(
+            table.column("tokens").to_numpy().astype(np.int64),
+            table.column("usable").to_numpy().astype(bool),
+            _numbers(table, "score") if "score" in table.column_names else None,
+        )
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        remarks.append(f"Lengths and scores of the pool are not shown, as {path} cannot be read ({reason}).")
+        return None
+    if len(found.lengths) != record.n:
+        remarks.append(f"Lengths and scores of the pool are not shown, as {path} is of other rows.")
+        return None
+    return found
 
 
 def texts_of_sources(config: RunConfig, record: SelectionRecord, remarks: list[str]) -> Texts | None:
@@ -140,11 +193,24 @@ def texts_of_sources(config: RunConfig, record: SelectionRecord, remarks: list[s
         return None
 
 
+def no_gradients(record: SelectionRecord) -> str:
+    """What a page lacks where gradients of all rows are not at hand."""
+    if record.objective is None:
+        return (
+            "The method measured no gradients: information, conflict, the map, the rows left out that would add most,"
+            " and near-duplicates need them."
+        )
+    return f"This run kept no gradients of all rows: {NO_STORE}."
+
+
 def open_store(folder: Path, record: SelectionRecord, remarks: list[str]) -> GradientStore | None:
     """The gradients of a run, if they are there and its own; a remark says why not."""
     try:
         if record.schedule is not None and record.schedule.kind == "pools" and not folder.is_dir():
             remarks.append(f"This run kept no gradients of all rows: histograms, {NO_STORE}.")
+            return None
+        if record.objective is None and not folder.is_dir():
+            remarks.append(no_gradients(record))
             return None
         if not folder.is_dir():
             remarks.append(f"The gradients of all rows are not in {folder}, and {NOT_HERE}.")

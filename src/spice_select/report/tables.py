@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float
 
 from spice_select.report.content import Messages, RunContent
 from spice_select.report.text import Turn, plain, preview, shown_turns
@@ -104,15 +105,17 @@ def _first(content: RunContent) -> Table:
             (
                 Cell("Rank", f"{place + 1:,}"),
                 *source_cells(content, index),
-                Cell("Gain", four_digits(float(trace.gains[place]))),
-                Cell("Conflict", f"{trace.conflicts[place]:.3f}"),
+                *measured_cells(content, place),
                 *_sizes(content, index),
             ),
         )
         for place, index in enumerate(trace.indices[:FIRST_PICKS].tolist())
     )
     title = f"The first {count:,} picks" if count > 1 else "The one pick"
-    return Table("picks", title, "In order of choice; gain is what each added, in nats.", lines)
+    said = [] if content.record.maximised else [f"score is {content.score_name}"]
+    if trace.gains is not None:
+        said.append("gain is what each added, in nats")
+    return Table("picks", title, "; ".join(["In order of choice", *said]).replace("score is score; ", "") + ".", lines)
 
 
 def _conflicting(content: RunContent) -> Table:
@@ -131,7 +134,8 @@ def _conflicting(content: RunContent) -> Table:
         )
         for index in worst
     )
-    whose = "the pool's mean" if content.record.objective.reference == "pool" else "the mean of the picks"
+    aim = content.record.objective
+    whose = "the pool's mean" if aim is not None and aim.reference == "pool" else "the mean of the picks"
     about = f"Rows that pull most against {whose}; for a pick, as it was when it was picked."
     return Table("conflicting", "Most in conflict", about, lines)
 
@@ -144,6 +148,8 @@ def _left_out(content: RunContent) -> Table:
         about = "What each would still add after the last pick, in nats, largest first."
         if rejected.leading < len(shown):
             about += f" Only the {len(rejected.indices):,} of largest norm were measured, to keep this short."
+    elif content.pool_scores is not None:
+        return _best_left_out(content, content.pool_scores)
     else:
         shown, gains = _by_norm(content), {}
         about = "By gradient norm, largest first."
@@ -160,6 +166,28 @@ def _left_out(content: RunContent) -> Table:
         for index in shown
     )
     return Table("rejected", "The largest left out", about, lines)
+
+
+def _best_left_out(content: RunContent, scores: Float[np.ndarray, " n"]) -> Table:
+    """Rows by their scores, where nothing is known of what they would still add."""
+    left = np.isfinite(scores)
+    if content.usable is not None:
+        left &= content.usable
+    left[content.trace.indices] = False
+    rows = np.flatnonzero(left)
+    shown = rows[np.argsort(-scores[rows], kind="stable")][:OTHERS].tolist()
+    lines = tuple(
+        Line(
+            index,
+            (
+                Cell("Score", four_digits(float(scores[index]))),
+                *source_cells(content, index),
+                *_sizes(content, index),
+            ),
+        )
+        for index in shown
+    )
+    return Table("rejected", "The highest scores left out", "By score, highest first.", lines)
 
 
 def _by_norm(content: RunContent) -> list[int]:
@@ -212,7 +240,21 @@ def source_cells(content: RunContent, index: int) -> tuple[Cell, ...]:
 def _sizes(content: RunContent, index: int) -> tuple[Cell, ...]:
     tokens = "" if content.lengths is None else f"{int(content.lengths[index]):,}"
     norm = "" if content.norms is None else f"{float(content.norms[index]):.3g}"
-    return Cell("Tokens", tokens), Cell("Norm", norm)
+    unmeasured = content.record.objective is None and content.norms is None
+    return Cell("Tokens", tokens), *(() if unmeasured else (Cell("Norm", norm),))
+
+
+def measured_cells(content: RunContent, place: int) -> tuple[Cell, ...]:
+    """The score of a pick of another method than SPICE, and its gain and conflict where they are known."""
+    trace = content.trace
+    cells = []
+    if trace.scores is not None and not content.record.maximised:
+        cells.append(Cell("Score", four_digits(float(trace.scores[place]))))
+    if trace.gains is not None:
+        cells.append(Cell("Gain", four_digits(float(trace.gains[place]))))
+    if trace.conflicts is not None:
+        cells.append(Cell("Conflict", f"{trace.conflicts[place]:.3f}"))
+    return tuple(cells)
 
 
 def four_digits(value: float) -> str:
