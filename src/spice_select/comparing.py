@@ -1,0 +1,341 @@
+"""Several methods on one pool, on one footing: what they share is measured once, and each choice is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spice_select.analysis.contest import ChoiceCost, Contest, Contestant, Taken
+from spice_select.choices import Choices, SavedChoice, choice_identity
+from spice_select.config import MethodConfig, RunConfig
+from spice_select.contest_of import contest_of
+from spice_select.errors import ConfigError, OutputError, ResourceError, SpiceError
+from spice_select.features.bench import Bench, Passes
+from spice_select.features.gather import gather
+from spice_select.features.target import TargetRows, read_target
+from spice_select.files import Lock, make_folder, remove_file, remove_tree
+from spice_select.gradients.store import GradientStore
+from spice_select.measuring import Measuring
+from spice_select.methods import Need
+from spice_select.methods.specs import Spec
+from spice_select.pool import Pool, check_selection, read_pool
+from spice_select.preconditions import chosen_method, require_budget, require_named
+from spice_select.report.contest import FILES, write_contest
+from spice_select.report.contest_text import describe
+from spice_select.reporter import Clock, Reporter
+from spice_select.run_folder import RunFolder
+from spice_select.schedule.checks import check_warmup
+from spice_select.schedule.ranks import joined
+from spice_select.selection.budget import Budget
+
+METHODS = "methods"
+RECORD = FILES[-1]
+
+
+@dataclass(frozen=True)
+class ContestResult:
+    """A finished comparison.
+
+    Attributes:
+        folder: Where everything lies.
+        contest: What ``comparison.json`` holds.
+    """
+
+    folder: Path
+    contest: Contest
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every method chose; else that of the gravest failure."""
+        return max((one.exit_code for one in self.contest.contestants), default=0)
+
+    def describe(self, width: int = 80) -> list[str]:
+        """The comparison in a short table, warnings last."""
+        lines = describe(self.contest, width)
+        lines.append(f"The page is {self.folder / 'report.html'}, the numbers are {self.folder / RECORD}.")
+        return lines
+
+
+@dataclass(frozen=True)
+class _Entrant:
+    """A method that will choose.
+
+    Attributes:
+        spec: The method.
+        config: The configuration with all that follows from it.
+        seeds: Seeds that it chooses under.
+    """
+
+    spec: Spec
+    config: RunConfig
+    seeds: tuple[int, ...]
+
+
+@dataclass
+class _Field:
+    """What all methods choose from.
+
+    Attributes:
+        bench: Measures.
+        store: The gradients, where there are any.
+        target: The target examples, where there are any.
+        choices: Where choices are kept.
+        gradient_taken: What the gradients took.
+        known: Measurements that each method was seen to use.
+    """
+
+    bench: Bench
+    store: GradientStore | None
+    target: TargetRows | None
+    choices: Choices
+    gradient_taken: tuple[Taken, ...]
+    known: dict[str, dict[str, Taken]] = field(default_factory=dict)
+
+
+def compare(
+    config: RunConfig,
+    specs: Sequence[Spec],
+    seeds: int,
+    reporter: Reporter,
+    *,
+    train_seeds: int = 1,
+    overwrite: bool = False,
+    information: bool = True,
+) -> ContestResult:
+    """Let several methods choose from one pool, and measure all choices by one yardstick.
+
+    A comparison that was cut off goes on where it stopped: measurements and finished choices are on disk. A method
+    that fails while it works is told in the table, and the others go on; what can be known to fail is found before
+    anything is measured.
+
+    Args:
+        config: The settings; those of the selection section are the yardstick's too.
+        specs: The methods, as ``parse_specs`` reads them.
+        seeds: Seeds of a method that draws: that of the configuration and those after it.
+        reporter: Hears the progress.
+        train_seeds: Seeds of a method that trains a model.
+        overwrite: Start again in a folder that holds something of other settings.
+        information: Measure the gradients, by which all choices are judged, even where no method needs them.
+
+    Returns:
+        The comparison, written to ``config.output.folder``.
+
+    Raises:
+        ConfigError: A setting that is missing or does not fit a method or these rows.
+        DataError, ModelError: Something that cannot be read.
+        OutputError, ResourceError: Something that cannot be written.
+    """
+    require_named(config, output=True)
+    entrants = _entrants(config, specs, seeds, train_seeds)
+    with joined() as ranks:
+        if ranks.world > 1:
+            raise ConfigError(
+                "compare works in one process; measure the gradients by 'spice-select collect' under torchrun into the "
+                "same folder first, and start compare without it."
+            )
+        folder = RunFolder(config.output.folder)
+        folder.check(config, overwrite=overwrite, selection=True)
+        reporter = _Once(reporter)
+        clock = Clock()
+        check_warmup(config)
+        pool = read_pool(config, reporter, clock)
+        budget = check_selection(config, pool, everything=not any(one.spec.method.takes_budget for one in entrants))
+        budgets = {
+            one.spec.label: check_selection(one.config, pool, everything=not one.spec.method.takes_budget)
+            for one in entrants
+        }
+        target = None
+        if any(Need.TARGET in one.spec.method.required() for one in entrants):
+            target = read_target(config, pool, reporter, clock)
+        measuring = Measuring(config, pool, folder, ranks, reporter, clock, overwrite=overwrite)
+        store, taken = _gradients(measuring, entrants, folder, pool, information=information)
+        make_folder(folder.path)
+        with Lock.exclusive(folder.path / ".lock", str(folder.path)):
+            if overwrite:
+                remove_tree(folder.path / METHODS)
+            for name in reversed(FILES):
+                # The record goes first: what an earlier comparison has left must not pass for this one's.
+                remove_file(folder.path / name)
+            ground = _Field(measuring.bench, store, target, Choices(folder.path / METHODS), taken)
+            reporter.stage("Choices")
+            entries, picks = _choose_all(ground, entrants, budgets)
+            reporter.stage("Yardstick")
+            contest = contest_of(config, pool, budget, store, taken, entries, picks, clock, seeds=seeds)
+            reporter.stage("Results")
+            write_contest(folder.path, contest)
+        return ContestResult(folder.path, contest)
+
+
+def _entrants(config: RunConfig, specs: Sequence[Spec], seeds: int, train_seeds: int) -> list[_Entrant]:
+    """Every fault of a setting is found here, before anything is read."""
+    for name, count in (("--seeds", seeds), ("--train-seeds", train_seeds)):
+        if count < 1:
+            raise ConfigError(f"{name} cannot be {count}; give at least 1.")
+    if config.schedule.kind == "pools":
+        raise ConfigError(
+            "schedule.kind pools changes the proxy while it selects, and compare sets methods side by side on one "
+            "proxy; use schedule.kind fixed."
+        )
+    found = []
+    for spec in specs:
+        own = config.model_copy(update={"method": MethodConfig(name=spec.name, **spec.settings)})
+        resolved, method = chosen_method(own)
+        require_budget(resolved, method)
+        count = {"no": 1, "draw": seeds, "training": train_seeds}[method.varies]
+        found.append(_Entrant(spec, resolved, tuple(range(config.seed, config.seed + count))))
+    return found
+
+
+def _gradients(
+    measuring: Measuring, entrants: Sequence[_Entrant], folder: RunFolder, pool: Pool, *, information: bool
+) -> tuple[GradientStore | None, tuple[Taken, ...]]:
+    """The gradients, where a method or the yardstick needs them, and what they took."""
+    needed = any(Need.GRADIENTS in one.spec.method.required() for one in entrants)
+    if not (information or needed):
+        measuring.leave_gradients()
+        make_folder(folder.features)
+        return None, ()
+    # The proxy first: the folder becomes this comparison's once it is known that it can be measured.
+    measuring.proxy()
+    make_folder(folder.features)
+    bench = measuring.bench
+    before = set(bench.passes)
+    store, _ = measuring.gradients()
+    lengths = pool.encoded.lengths[pool.encoded.usable]
+    rows, tokens = len(lengths), int(lengths.sum())
+    taken = []
+    for key in bench.passes.keys() - before:
+        passes = bench.passes[key]
+        # A run that was killed could not say what it had done: every usable row has gone through once at least.
+        taken.append(
+            Taken(
+                measurement=key,
+                forwards=max(passes.forwards, rows),
+                backwards=max(passes.backwards, rows),
+                tokens=max(passes.tokens, tokens),
+                backward_tokens=max(passes.backward_tokens, tokens),
+                seconds=passes.seconds,
+            )
+        )
+    return store, tuple(sorted(taken, key=lambda one: one.measurement))
+
+
+def _choose_all(
+    ground: _Field, entrants: Sequence[_Entrant], budgets: dict[str, Budget]
+) -> tuple[list[Contestant], dict[str, list[tuple[int, ...]]]]:
+    """Every method under every seed; picks by method, for those that chose."""
+    entries: list[Contestant] = []
+    picks: dict[str, list[tuple[int, ...]]] = {}
+    errors: list[SpiceError] = []
+    for entrant in entrants:
+        for seed in entrant.seeds:
+            spec = entrant.spec
+            base = Contestant(
+                label=spec.label,
+                method=spec.name,
+                settings=spec.method.model_dump(mode="json"),
+                seed=seed,
+                varies=spec.method.varies,
+            )
+            try:
+                choice = _choice(ground, entrant, seed, budgets[spec.label])
+            except OutputError:
+                raise
+            except (SpiceError, MemoryError) as error:
+                told = _told(spec, error)
+                ground.bench.reporter.warn(f"{spec.label} made no choice: {told}")
+                entries.append(base.model_copy(update={"error": str(told), "exit_code": told.exit_code}))
+                errors.append(told)
+                # The next seed would meet the same.
+                break
+            picks.setdefault(spec.label, []).append(choice.indices)
+            entries.append(
+                base.model_copy(
+                    update={
+                        "cost": choice.cost,
+                        "stop_reason": choice.stop_reason,
+                        "warnings": choice.warnings,
+                        "notes": choice.notes,
+                    }
+                )
+            )
+    if not picks:
+        raise errors[0]
+    return entries, picks
+
+
+def _told(spec: Spec, error: SpiceError | MemoryError) -> SpiceError:
+    if isinstance(error, SpiceError):
+        return error
+    return ResourceError(f"Memory ran out while '{spec.label}' chose; give it fewer rows, or leave it out.")
+
+
+def _choice(ground: _Field, entrant: _Entrant, seed: int, budget: Budget) -> SavedChoice:
+    """The choice of one method under one seed: that which is on disk, or a new one that then is."""
+    from spice_select.metering import metered
+
+    spec, bench = entrant.spec, ground.bench
+    identity = choice_identity(spec, seed, bench, budget, ground.store, ground.target)
+    label = spec.label if len(entrant.seeds) == 1 else f"{spec.label}, seed {seed}"
+    kept = ground.choices.read(spec.label, seed, identity)
+    if kept is not None:
+        bench.reporter.note(f"{label}: {len(kept.indices):,} rows, as chosen before")
+        return kept
+    before, bench.passes = bench.passes, {}
+    try:
+        inputs = gather(spec.method, bench, budget, ground.store, seed=seed)
+        with bench.clock.stage("choices"), metered() as meter:
+            choice = spec.method.choose(inputs)
+    finally:
+        # What training methods measure while they choose is theirs too.
+        used, bench.passes = bench.passes, {**before, **bench.passes}
+    known = ground.known.setdefault(spec.label, {})
+    known.update({key: _taken(key, passes) for key, passes in used.items()})
+    if Need.GRADIENTS in spec.method.required():
+        known.update({one.measurement: one for one in ground.gradient_taken})
+    cost = ChoiceCost(
+        seconds=meter.seconds,
+        process_seconds=meter.process_seconds,
+        memory_bytes=meter.memory_bytes,
+        taken=tuple(known[key] for key in sorted(known)),
+    )
+    saved = SavedChoice.of(spec, seed, identity, choice, cost)
+    ground.choices.write(saved)
+    bench.reporter.note(f"{label}: {len(saved.indices):,} rows in {meter.seconds:.2f} s")
+    return saved
+
+
+def _taken(key: str, passes: Passes) -> Taken:
+    return Taken(measurement=key, **passes.model_dump(exclude={"what"}))
+
+
+class _Once:
+    """Hands on notes and warnings, each sentence once: methods that are measured alike would repeat them."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._said: set[str] = set()
+
+    def stage(self, name: str) -> None:
+        """Announce what comes next."""
+        self._reporter.stage(name)
+
+    def note(self, line: str) -> None:
+        """A fact worth reading."""
+        if self._new(line):
+            self._reporter.note(line)
+
+    def warn(self, line: str) -> None:
+        """Something the user should act on or know."""
+        if self._new(line):
+            self._reporter.warn(line)
+
+    def advance(self, done: int, total: int, tokens: int, seconds: float, detail: str = "") -> None:
+        """Examples done of all."""
+        self._reporter.advance(done, total, tokens, seconds, detail)
+
+    def _new(self, line: str) -> bool:
+        new = line not in self._said
+        self._said.add(line)
+        return new
