@@ -16,7 +16,7 @@ from spice_select.pool import Pool, excluded_rows
 from spice_select.reporter import Clock, Reporter, heard
 from spice_select.run_folder import RunFolder
 from spice_select.schedule.ranks import Ranks
-from spice_select.schedule.session import load_base, warmed
+from spice_select.schedule.session import load_base, warm_engine, warmed
 from spice_select.schedule.session import start_again as discard_schedule
 from spice_select.schedule.warmup import WarmUp, wanted
 
@@ -145,7 +145,8 @@ class Measuring:
                 config, base, self._pool.encoded, usable, self._folder.schedule, ranks, self._reporter
             )
         with ranks.together(), heard(self._reporter):
-            self._engine = GradientEngine(proxy, config.gradients)
+            assert self._warm is not None
+            self._engine = warm_engine(config, proxy, self._warm)
         return proxy
 
     def _collected(self) -> GradientStore:

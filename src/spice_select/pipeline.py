@@ -15,6 +15,7 @@ from spice_select.errors import ConfigError, StoreMismatch
 from spice_select.features.bench import Bench
 from spice_select.features.gather import gather
 from spice_select.files import Lock, make_folder
+from spice_select.gradients.precondition import check_precondition
 from spice_select.gradients.store import GradientStore
 from spice_select.measuring import Measuring, gradient_engine
 from spice_select.methods import Choice, Inputs, Method, Need
@@ -98,6 +99,7 @@ def collect(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -
     require_named(config, output=True)
     if config.schedule.kind == "pools":
         raise ConfigError("schedule.kind pools measures and selects in turn; use 'spice-select run', or kind fixed.")
+    check_precondition(config)
     with joined() as ranks:
         reporter = reporter if ranks.main else Silent()
         folder = RunFolder(config.output.folder)

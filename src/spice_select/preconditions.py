@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spice_select.config import RunConfig, resolve
 from spice_select.errors import ConfigError
+from spice_select.gradients.precondition import check_precondition
 from spice_select.methods import Method, Need, make_method
 from spice_select.methods.information import InformationMethod
 from spice_select.reporter import Reporter
@@ -47,6 +48,7 @@ def chosen_method(config: RunConfig) -> tuple[RunConfig, Method]:
     Raises:
         ConfigError: An unknown method or setting, or a method that these settings do not go with.
     """
+    check_precondition(config)
     method = make_method(config.method.name, config.method.settings)
     selection = {**config.selection.model_dump(), **method.in_selection()}
     settings = {
