@@ -54,7 +54,9 @@ def test_the_whole_pool_is_ranked_and_gains_add_up() -> None:
     choice = FisherSft(sigma0=0.3).choose(token_inputs(rows, 30))
     assert sorted(choice.indices.tolist()) == list(range(30))
     np.testing.assert_allclose(
-        np.cumsum(choice.scores), [information(rows, choice.indices[: k + 1].tolist(), 0.3) for k in range(30)], rtol=1e-9
+        np.cumsum(choice.scores),
+        [information(rows, choice.indices[: k + 1].tolist(), 0.3) for k in range(30)],
+        rtol=1e-9,
     )
 
 
