@@ -107,6 +107,9 @@ def test_spans_need_a_response_of_their_own(tmp_path: Path) -> None:
     bench = make_bench(tmp_path, ROWS, embeddings={"span": "response"}, gradients={"loss": "all"})
     with pytest.raises(ConfigError, match=r"'embeddings.span' cannot be 'response' with gradients.loss 'all'"):
         embed_pool(bench)
+    bench = make_bench(tmp_path, ROWS, embeddings={"revision": "main"})
+    with pytest.raises(ConfigError, match=r"'embeddings.revision' cannot be 'main' without embeddings.model"):
+        embed_pool(bench)
 
 
 def test_measured_once_and_counted(tmp_path: Path) -> None:

@@ -47,6 +47,11 @@ def _embed(
             f"Setting 'embeddings.span' cannot be '{settings.span}' with gradients.loss 'all', which takes every token "
             "for the response; set embeddings.span to all, or gradients.loss to response."
         )
+    if settings.model is None and settings.revision is not None:
+        raise ConfigError(
+            f"Setting 'embeddings.revision' cannot be '{settings.revision}' without embeddings.model; leave it out, or "
+            "name the model."
+        )
     if settings.model is None:
         return _whole(bench.collect(name, encoded, StateEngine(bench.proxy, settings)))
     engine = SentenceEngine(settings, bench.config.model)
