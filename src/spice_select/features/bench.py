@@ -164,7 +164,9 @@ class Bench:
             stage: What the user is told; the name where absent.
         """
         self.reporter.stage(stage or name.capitalize())
-        sources = {**self.identity(), **(identity or {})}
+        given = dict(identity or {})
+        # For another proxy's measurement, the run's own need not be loaded.
+        sources = given if "weights" in given else {**self.identity(), **given}
         gradients = self.config.gradients.model_copy(update={"store_dtype": "float32"})
         manifest = build_manifest(
             rows=len(encoded),
