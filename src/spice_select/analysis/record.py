@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -274,13 +275,14 @@ class MethodRecord(Entry):
         """The name as it stands in titles and sentences."""
         return {SPICE: "SPICE", "spice_plus": "SPICE+"}.get(self.name, self.name)
 
-    def settings_text(self) -> str:
-        """The settings on one line; empty where it has none."""
-        return ", ".join(f"{name}={'none' if value is None else value}" for name, value in self.settings.items())
+    @property
+    def origin(self) -> str:
+        """The paper, a bare number at arXiv as one; empty where there is none."""
+        return f"arXiv {self.source}" if re.fullmatch(r"\d{4}\.\d{4,5}(v\d+)?", self.source) else self.source
 
     def describe(self) -> list[str]:
         """What the terminal says of it."""
-        lines = [f"The score of a row ({SCORE_COLUMN}) is {self.score}."] if self.score else []
+        lines = [f"Score of a row ({SCORE_COLUMN}): {self.score}."] if self.score else []
         if self.passes:
             lines.append(
                 "Passes of the model: " + "; ".join(f"{one.what}: {one.describe()}" for one in self.passes) + "."

@@ -146,7 +146,7 @@ def _chosen(content: RunContent) -> str:
     record = content.record
     first = f"{record.k:,} of {record.usable:,} usable rows were chosen by {record.label}; {_end(record)}."
     if content.score_name != "score":
-        first += f" The score of a row is {content.score_name}."
+        first += f" Score of a row: {content.score_name}."
     return first
 
 

@@ -20,9 +20,9 @@ def method(record: SelectionRecord) -> list[tuple[str, str]]:
     return [
         ("Method", found.name),
         ("What it maximises", found.summary),
-        *((f"Method's {name}", "none" if value is None else str(value)) for name, value in found.settings.items()),
+        *((f"method.{name}", "none" if value is None else str(value)) for name, value in found.settings.items()),
         ("Score of a row", found.score),
-        ("Method from", found.source),
+        ("Method from", found.origin),
     ]
 
 
@@ -133,8 +133,8 @@ def made_with(records: Sequence[SelectionRecord]) -> str:
     named = [
         f"{label} (arXiv 2601.23155)"
         if found is None or found.name == SPICE
-        else f"{label} ({found.source})"
-        if found.source
+        else f"{label} ({found.origin})"
+        if found.origin
         else label
         for label, found in methods.items()
     ]

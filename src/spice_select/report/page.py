@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from markupsafe import Markup
 
 from spice_select.analysis.certificate import percent_down
@@ -24,6 +25,8 @@ __all__ = ["FIRST_PICKS", "STOPS", "render_report", "verdict", "write_report"]
 
 BALANCE_ROWS = 60
 """Sources that a balance shows one by one."""
+LARGEST_SCORE = 1e100
+"""Scores beyond this are not drawn."""
 POOL_ROWS = 60
 """Pools that are shown one by one."""
 
@@ -188,8 +191,10 @@ def _course(content: RunContent) -> tuple[Plot, ...]:
 
 def _scores(content: RunContent) -> Plot | None:
     """Scores by rank; nothing where all picks have one score."""
-    scores = content.trace.scores
-    if scores is None or not np.isfinite(scores).any() or np.nanmin(scores) == np.nanmax(scores):
+    given = content.trace.scores
+    scores = np.zeros(0) if given is None else _drawable(given)
+    known = scores[np.isfinite(scores)]
+    if not len(known) or known.min() == known.max():
         return None
     return Plot(
         "Score",
@@ -198,13 +203,19 @@ def _scores(content: RunContent) -> Plot | None:
     )
 
 
+def _drawable(scores: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+    """Scores with NaN for those that no axis can hold."""
+    return np.where(np.abs(scores) < LARGEST_SCORE, scores, np.nan)
+
+
 def _shapes(content: RunContent) -> tuple[Plot, ...]:
     picks = content.trace.indices
+    scores = None if content.pool_scores is None else _drawable(content.pool_scores)
     found = []
     for values, title, about, label, key, log in (
         (content.lengths, "Response length", "Trained tokens of a row.", "response tokens", "length", True),
         (content.norms, "Gradient norm", "As measured, before any normalisation.", "gradient norm", "norm", True),
-        (content.pool_scores, "Score of a row", f"Of picks and pool: {content.score_name}.", "score", "scores", False),
+        (scores, "Score of a row", f"Of picks and pool: {content.score_name}.", "score", "scores", False),
     ):
         if values is None:
             continue

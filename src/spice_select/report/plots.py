@@ -131,8 +131,7 @@ def histogram(
 
 def _linear_edges(low: float, high: float) -> Float[np.ndarray, " b"]:
     """Bins of one width; values that are all alike stand in the middle one."""
-    # Halves, as the distance of two large numbers may be beyond the range.
-    rim = 0.01 * (high / 2 - low / 2) * 2 or max(abs(low) * 1e-3, 1e-9)
+    rim = 0.01 * (high - low) or max(abs(low) * 1e-3, 1e-9)
     return np.linspace(low - rim, high + rim, BINS + 1)
 
 
