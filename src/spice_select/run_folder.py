@@ -21,6 +21,9 @@ _NO_IDENTITY = {
     ("schedule", "keep_gram"),
 }
 
+# Settings that no gradient depends on: they may change as long as nothing was chosen.
+_NO_GRADIENTS = {("selection",), ("method",), ("embeddings",), ("data", "target"), ("preset",)}
+
 
 class RunFolder:
     """Paths of a run's folder.
@@ -185,7 +188,7 @@ class RunFolder:
         pools = earlier.schedule.kind == "pools"
         # Picks that are made pool by pool are part of what an unfinished run has left.
         chosen = self.record.exists() or (pools and (self.schedule / "log.jsonl").exists())
-        ignored = {("preset",)} if selection and chosen else {("selection",), ("method",), ("preset",)}
+        ignored = {("preset",)} if selection and chosen else _NO_GRADIENTS
         found = differences(earlier, config, ignored=ignored)
         if found:
             listed = "; ".join(f"{field} was {old!r} and is now {new!r}" for field, old, new in found[:6])
