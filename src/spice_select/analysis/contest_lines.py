@@ -44,6 +44,8 @@ MEASURES = (
 """Fields of :class:`PickNumbers` that means and spreads are taken of."""
 NEAR = 0.05
 """Part by which numbers of rows may differ for the information of the rows to be compared."""
+APART = 2.0
+"""Standard deviations of random beyond which a difference is told from chance."""
 TOKENS_APART = 1.5
 """Ratio of response tokens between the methods that is worth a sentence."""
 _EXACT = 1e-9
@@ -137,7 +139,7 @@ def verdict(
     """What the numbers say and what they don't, in plain sentences."""
     done, sentences = [line for line in lines if line.seeds], []
     if yardstick is not None:
-        sentences += [*_information(_as_many(done, random), random), *_best(done, yardstick)]
+        sentences += [*_information(as_many(done, random), random), *_best(done, yardstick)]
         sentences.append(
             "Information is what spice and fisher maximise themselves, so that they lead by it is no test of them; it "
             "says nothing by itself of how well a model trained on the picks would do."
@@ -146,7 +148,7 @@ def verdict(
     return tuple(sentences)
 
 
-def _as_many(lines: Sequence[MethodLine], random: str | None) -> list[MethodLine]:
+def as_many(lines: Sequence[MethodLine], random: str | None) -> list[MethodLine]:
     """Methods that chose about as many rows as random did: information grows with every row."""
     usual = next((line.mean("k") for line in lines if line.label == random), None)
     return [line for line in lines if usual is None or abs((line.mean("k") or 0.0) - usual) <= NEAR * usual]
@@ -165,23 +167,23 @@ def _information(lines: Sequence[MethodLine], random: str | None) -> list[str]:
             continue
         apart = spread.mean - base.mean
         # A method's own spread counts too: several of its seeds may lie within random's.
-        chance = max(base.deviation, spread.deviation or 0.0, _EXACT * abs(base.mean))
+        chance = max(APART * max(base.deviation, spread.deviation or 0.0), _EXACT * abs(base.mean))
         kind = "alike" if abs(apart) <= chance else "more" if apart > 0 else "less"
         by = "" if spread.from_random is None else f" ({spread.from_random:+,.1f})"
         groups[kind].append(f"{line.label}{by if kind != 'alike' else ''}")
     sentences = []
     if groups["more"]:
         sentences.append(
-            f"More information than random by more than its spread: {', '.join(groups['more'])}; in brackets, by how "
-            f"many of random's standard deviations ({number(base.deviation, digits=3)} nats around "
+            f"More information than random by more than twice its spread: {', '.join(groups['more'])}; in brackets, by "
+            f"how many of random's standard deviations ({number(base.deviation, digits=3)} nats around "
             f"{number(base.mean)}, {len(next(line for line in lines if line.label == random).seeds)} draws)."
         )
     else:
-        sentences.append("No method holds more information than random by more than its spread.")
+        sentences.append("No method holds more information than random by more than twice its spread.")
     if groups["alike"]:
         sentences.append(f"Not told apart from random by information: {', '.join(groups['alike'])}.")
     if groups["less"]:
-        sentences.append(f"Less information than random by more than its spread: {', '.join(groups['less'])}.")
+        sentences.append(f"Less information than random by more than twice its spread: {', '.join(groups['less'])}.")
     return sentences
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spice_select.cli import analyze, collect, demo, doctor, export, methods, proxy_check, report, run, select
+from spice_select.cli import analyze, collect, compare, demo, doctor, export, methods, proxy_check, report, run, select
 
 app = typer.Typer(
     name="spice-select",
@@ -42,6 +42,7 @@ app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("analyze")(analyze.analyze)
 app.command("proxy-check")(proxy_check.proxy_check)
+app.command("compare")(compare.compare)
 app.command("methods")(methods.methods)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)

@@ -73,7 +73,8 @@ def render_page(contest: Contest, title: str = "Methods side by side") -> str:
         information=_plots(
             (
                 "Information of the picks",
-                "A dot for every seed; the band is random's mean and standard deviation.",
+                "A dot for every seed of the methods that chose as many rows as random; the band is random's mean and "
+                "standard deviation.",
                 plots.information_plot(contest),
             ),
             ("Picks they share", OVERLAP_NOTE.split(";")[0] + ".", plots.overlap_plot(contest.overlap)),

@@ -47,9 +47,7 @@ def _csv_line(one: Contestant) -> dict[str, Any]:
     cells: dict[str, Any] = {
         "label": one.label,
         "method": one.method,
-        "settings": json.dumps(
-            {key: value for key, value in one.settings.items() if value is not None}, sort_keys=True
-        ),
+        "settings": json.dumps(settings, sort_keys=True),
         "seed": one.seed,
         "status": "failed" if one.error else "chosen",
         "error": one.error,

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from spice_select.analysis.contest import Contest, MethodLine, OverlapMatrix
+from spice_select.analysis.contest_lines import as_many
 from spice_select.report.plots import FIRST, INK, MUTED, SECOND, _plain_label, _svg
 
 LINE = 0.24
@@ -28,7 +29,7 @@ def information_plot(contest: Contest) -> Markup | None:
             for one in contest.contestants
             if one.label == line.label and one.numbers is not None and one.numbers.information is not None
         ]
-        for line in contest.methods
+        for line in as_many(contest.methods, contest.random)
     }
     shown = [label for label, values in points.items() if values]
     if not shown:

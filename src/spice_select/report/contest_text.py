@@ -68,7 +68,11 @@ def count_cell(measure: str) -> Callable[[MethodLine], str]:
 
 def seconds_cell(line: MethodLine) -> str:
     """Seconds of one choice."""
-    return "-" if line.seconds is None else f"{line.seconds:,.2f}" if line.seconds < 100 else f"{line.seconds:,.0f}"
+    return _seconds(line.seconds)
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:,.2f}" if seconds < 100 else f"{seconds:,.0f}"
 
 
 def memory_cell(line: MethodLine) -> str:
@@ -104,7 +108,7 @@ DIVERSITY = (
 )
 COST = (
     Column("Seconds to choose", "seconds", seconds_cell),
-    Column("Processor seconds", "cpu s", lambda line: number(line.process_seconds, digits=3)),
+    Column("Processor seconds", "cpu s", lambda line: _seconds(line.process_seconds)),
     Column("Memory, MB", "MB", memory_cell),
     Column("Measurements alone, thousand tokens", "k tokens", work_cell),
 )
