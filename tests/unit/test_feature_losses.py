@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,7 +195,7 @@ def test_what_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy, told = family_proxy("llama"), rows()
-    settings = {"gradients": {"shard_rows": 3, "batch_tokens": 64}}
+    settings: dict[str, Any] = {"gradients": {"shard_rows": 3, "batch_tokens": 64}}
     whole = collect_losses(make_bench(tmp_path / "whole", told, proxy=proxy, **settings), direct=False)[0]
     bench = make_bench(tmp_path / "cut", told, proxy=proxy, **settings)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from spice_select.methods import Need, make_method
+from spice_select.methods import Inputs, Need, make_method
 from spice_select.methods.ifd import Ifd, ifd
 from tests.method_inputs import make_inputs, picks
 
@@ -21,7 +23,7 @@ WORKED = np.array(
 )
 
 
-def inputs_of(budget: int, given: object = WORKED[:, 0], alone: object = WORKED[:, 1], **more: object):
+def inputs_of(budget: int, given: object = WORKED[:, 0], alone: object = WORKED[:, 1], **more: Any) -> Inputs:
     given, alone = np.asarray(given, float), np.asarray(alone, float)
     return make_inputs(len(given), budget, losses=given, direct_losses=alone, **more)
 

@@ -6,11 +6,14 @@ from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
 
-from spice_select.methods.base import Choice, Method, Need, ranked
+from spice_select.methods.base import Choice, Method, Need, finished, ranked
+from spice_select.methods.facility import spread
 from spice_select.methods.inputs import Inputs
 from spice_select.methods.loss import unmeasured
+from spice_select.methods.vectors import unknown_note, vectors_of
 
 Variant = Literal["cherry", "superfiltering"]
 
@@ -20,7 +23,7 @@ class Ifd(Method):
 
     name: ClassVar[str] = "ifd"
     summary: ClassVar[str] = "how little the prompt helps: loss given the prompt over loss of the response alone"
-    source: ClassVar[str] = "2308.12032"
+    source: ClassVar[str] = "arXiv 2308.12032"
     cost: ClassVar[str] = "2 forward passes a row, the second of the response alone"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.LOSSES, Need.DIRECT_LOSSES})
 
@@ -30,6 +33,14 @@ class Ifd(Method):
     keep_above: bool = False
     """Keep rows whose prompt does not help. Without it ``cherry`` leaves out those above 1 and ``superfiltering`` those
     at or above 1, as the authors of each do."""
+
+    diverse: float | None = Field(default=None, ge=1)
+    """Take this many times the budget by difficulty first, and of those the rows that represent them best by their
+    embeddings (facility location; 10 in arXiv 2402.00530). None: by difficulty alone."""
+
+    def required(self) -> frozenset[Need]:
+        """Both losses, and embeddings where the picks shall be diverse."""
+        return self.needs if self.diverse is None else self.needs | {Need.EMBEDDINGS}
 
     def choose(self, inputs: Inputs) -> Choice:
         """Rows by difficulty; a row without both losses has none and is never chosen."""
@@ -46,16 +57,58 @@ class Ifd(Method):
             notes += (f"{count:,} rows have a loss of 0 without their prompt, and so no ratio, and were left out.",)
         if unhelped:
             notes += (f"{unhelped:,} rows have a difficulty {bound}: their prompt does not help; they were left out.",)
-        choice = ranked(
-            inputs,
-            np.where(kept, difficulty, np.nan),
-            "IFD (ratio of losses)" if self.variant == "cherry" else "IFD (ratio of perplexities)",
-            notes=notes,
-            dropped=f"{unhelped:,} others have a difficulty {bound}" if unhelped else "no other row has both losses",
-            remedy="set method.keep_above=true, or give a smaller budget" if unhelped else "give a smaller budget",
-        )
+        why, remedy = "no other row has both losses", "give a smaller budget"
+        if unhelped:
+            why = f"{unhelped:,} others have a difficulty {bound}"
+            remedy = "set method.keep_above=true, or give a smaller budget"
+        if self.diverse is None:
+            choice = ranked(
+                inputs,
+                np.where(kept, difficulty, np.nan),
+                "IFD (ratio of losses)" if self.variant == "cherry" else "IFD (ratio of perplexities)",
+                notes=notes,
+                dropped=why,
+                remedy=remedy,
+            )
+        else:
+            choice = _diverse(inputs, np.where(kept, difficulty, np.nan), self.diverse, notes, why, remedy)
         # The rows left out have a difficulty all the same, and it is why they were.
         return replace(choice, pool_scores=difficulty)
+
+
+def _diverse(
+    inputs: Inputs,
+    difficulty: Float[np.ndarray, " n"],
+    factor: float,
+    notes: tuple[str, ...],
+    why: str,
+    remedy: str,
+) -> Choice:
+    """Of the rows with the highest difficulty, those that represent them best."""
+    vectors = vectors_of(inputs, "embeddings", unit=True)
+    notes += unknown_note(inputs, vectors, "embeddings", "are never chosen")
+    scores = np.where(vectors.known, difficulty, np.nan)
+    shortlist = _shortlist(inputs, scores, factor)
+    limits = inputs.limits(known=np.isin(np.arange(inputs.n), shortlist))
+    asked = limits.remaining
+    in_hand = np.array([row for row in inputs.in_hand if vectors.known[row]], dtype=np.int64)
+    picks, gains = spread(vectors.take(shortlist), shortlist, limits, vectors.take(in_hand) if len(in_hand) else None)
+    notes += (f"The picks are of the {len(shortlist):,} rows with the highest difficulty.",)
+    return finished(inputs, picks, gains, "gain in facility location", asked, notes=notes, dropped=why, remedy=remedy)
+
+
+def _shortlist(inputs: Inputs, scores: Float[np.ndarray, " n"], factor: float) -> Int[np.ndarray, " m"]:
+    """Row numbers with the highest scores, as many as a multiple of the budget holds, in increasing order.
+
+    What would be chosen by the scores alone is among them, so that quotas can be met.
+    """
+    order = np.argsort(-scores, kind="stable")[: int((~np.isnan(scores)).sum())]
+    if inputs.budget.tokens is None:
+        count = int(np.ceil(factor * inputs.budget.rows - 1e-9))
+    else:
+        before = np.cumsum(inputs.response_tokens[order]) - inputs.response_tokens[order]
+        count = int((before < factor * inputs.budget.tokens).sum())
+    return np.union1d(order[:count], ranked(inputs, scores, "").indices)
 
 
 def ifd(

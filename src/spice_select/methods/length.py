@@ -15,7 +15,7 @@ class Length(Method):
 
     name: ClassVar[str] = "length"
     summary: ClassVar[str] = "the response tokens of the picks"
-    source: ClassVar[str] = "2402.04833"
+    source: ClassVar[str] = "arXiv 2402.04833"
     cost: ClassVar[str] = "nothing"
 
     order: Literal["longest", "shortest"] = "longest"

@@ -21,7 +21,7 @@ class Loss(Method):
 
     name: ClassVar[str] = "loss"
     summary: ClassVar[str] = "the mean loss of the response given the prompt, or how near it is to the middle"
-    source: ClassVar[str] = "2309.04564"
+    source: ClassVar[str] = "arXiv 2309.04564"
     cost: ClassVar[str] = "1 forward pass a row"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.LOSSES})
 
