@@ -182,7 +182,7 @@ def _entrants(config: RunConfig, specs: Sequence[Spec], seeds: int, train_seeds:
         own = config.model_copy(update={"method": MethodConfig(name=spec.name, **spec.settings)})
         resolved, method = chosen_method(own)
         require_budget(resolved, method)
-        count = {"no": 1, "draw": seeds, "training": train_seeds}[method.varies]
+        count = {"no": 1, "draw": seeds, "training": train_seeds}[method.varying()]
         found.append(_Entrant(spec, resolved, tuple(range(config.seed, config.seed + count))))
     return found
 
@@ -236,7 +236,7 @@ def _choose_all(
                 method=spec.name,
                 settings=spec.method.model_dump(mode="json"),
                 seed=seed,
-                varies=spec.method.varies,
+                varies=spec.method.varying(),
             )
             try:
                 choice = _choice(ground, entrant, seed, budgets[spec.label])

@@ -91,6 +91,10 @@ class Method(BaseModel, ABC):
         """What it must be given under these settings."""
         return self.needs
 
+    def varying(self) -> Varies:
+        """What of its answer depends on the seed under these settings."""
+        return self.varies
+
     def in_selection(self) -> dict[str, Any]:
         """Settings of the selection section that this method decides, by name."""
         return {}

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 
-from spice_select.methods.base import Choice, Method, Need, finished
+from spice_select.methods.base import Choice, Method, Need, Varies, finished
 from spice_select.methods.inputs import Inputs
 from spice_select.methods.vectors import Features, Products, Vectors, lowest_best, need_of, unknown_note, vectors_of
 from spice_select.selection.quotas import Limits
@@ -58,6 +58,10 @@ class Dpp(Method):
         if self.kernel in ("linear", "cosine") and self.gamma != "auto":
             raise ValueError(f"kernel '{self.kernel}' has no gamma; leave gamma out, or use rbf or vmf")
         return self
+
+    def varying(self) -> Varies:
+        """Nothing but a random fill depends on the seed."""
+        return "draw" if self.fill == "random" else "no"
 
     def required(self) -> frozenset[Need]:
         """The vectors, and losses for a quality."""

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from spice_select.methods.base import Choice, Method, Need, finished
+from spice_select.methods.base import Choice, Method, Need, Varies, finished
 from spice_select.methods.inputs import Inputs
 from spice_select.methods.vectors import Features, Products, Vectors, lowest_best, need_of, unknown_note, vectors_of
 from spice_select.selection.quotas import Limits
@@ -31,6 +31,10 @@ class KCenter(Method):
     start: Literal["centroid", "random", "farthest"] = "centroid"
     """The first pick: nearest to the mean of all rows, drawn at random, or farthest from the mean. Rows in hand are
     centers already, and make it the row farthest from them."""
+
+    def varying(self) -> Varies:
+        """Nothing but a random start depends on the seed."""
+        return "draw" if self.start == "random" else "no"
 
     def required(self) -> frozenset[Need]:
         """The vectors."""
