@@ -38,7 +38,7 @@ from tests.encoding import assistant, byte_level, sentence_piece, system, talk, 
 ROWS: list[dict[str, Any]] = [
     {"prompt": f"Add {i} to two.", "response": "It is " + "so " * (i * 5 % 7) + f"{i + 2}."} for i in range(6)
 ]
-LONG = {"data": {"max_length": 400}}
+LONG: dict[str, Any] = {"data": {"max_length": 400}}
 
 
 def _direct(bench: Bench, text: str, digits: str = "12345") -> np.ndarray:

@@ -27,7 +27,7 @@ ROWS: list[dict[str, Any]] = [
     {"prompt": f"Question {i}? " + "More. " * (i % 3), "response": "It is " + "so " * (1 + i * 5 % 7) + "."}
     for i in range(7)
 ]
-SMALL = {"gradients": {"batch_tokens": 120}}
+SMALL: dict[str, Any] = {"gradients": {"batch_tokens": 120}}
 
 
 def _all(found: TokenFeatures) -> list[np.ndarray]:
