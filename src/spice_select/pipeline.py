@@ -78,6 +78,10 @@ def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> Ru
                 check_warmup(config)
             pool = read_pool(config, reporter, clock)
             budget = check_selection(config, pool, everything=not method.takes_budget)
+            if config.selection.budget is not None and not method.takes_budget:
+                reporter.warn(
+                    f"Method '{method.name}' takes every row; the budget of {config.selection.budget} is not applied."
+                )
         if config.schedule.kind == "pools":
             return run_pools(config, pool, budget, folder, ranks, reporter, clock, overwrite=overwrite)
         measuring = Measuring(config, pool, folder, ranks, reporter, clock, overwrite=overwrite)

@@ -46,7 +46,7 @@ def gather(method: Method, bench: Bench, budget: Budget, store: GradientStore | 
     if needs & {Need.LOSSES, Need.DIRECT_LOSSES}:
         from spice_select.features.losses import collect_losses
 
-        found["losses"], found["direct_losses"] = collect_losses(bench, direct=Need.DIRECT_LOSSES in needs)
+        found["losses"], found["direct_losses"] = collect_losses(bench, direct=Need.DIRECT_LOSSES in needs, store=store)
     if Need.EMBEDDINGS in needs:
         from spice_select.features.embeddings import embed_pool, embed_target
 

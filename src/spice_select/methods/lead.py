@@ -30,7 +30,7 @@ class Lead(Method):
 
     name: ClassVar[str] = "lead"
     summary: ClassVar[str] = "loss while training, expected after the next step and smoothed (dynamic uncertainty)"
-    source: ClassVar[str] = "2505.07437"
+    source: ClassVar[str] = "arXiv 2505.07437"
     cost: ClassVar[str] = "2 forward passes a row, then a training with 2 forward and backward passes an example"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.LOSSES, Need.DIRECT_LOSSES, Need.TRAINING})
     varies: ClassVar[Varies] = "training"

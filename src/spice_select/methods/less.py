@@ -30,7 +30,7 @@ class Less(Method):
     summary: ClassVar[str] = (
         "how much a training step on the row would lower the loss of its best subtask of the target"
     )
-    source: ClassVar[str] = "2402.04333"
+    source: ClassVar[str] = "arXiv 2402.04333"
     cost: ClassVar[str] = "a warm-up on a share of the rows, and 1 backward pass a row and epoch of it"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CHECKPOINTS, Need.TARGET, Need.TRAINING})
     varies: ClassVar = "training"

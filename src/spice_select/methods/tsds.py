@@ -45,7 +45,7 @@ class Tsds(Method):
 
     name: ClassVar[str] = "tsds"
     summary: ClassVar[str] = "small distance to the target examples, with the picks spread out (optimal transport)"
-    source: ClassVar[str] = "2410.11303"
+    source: ClassVar[str] = "arXiv 2410.11303"
     cost: ClassVar[str] = "distances of all rows to all target examples, and of their neighbours to each other"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.EMBEDDINGS, Need.TARGET})
     varies: ClassVar[Varies] = "draw"
