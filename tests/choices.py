@@ -10,6 +10,7 @@ import numpy as np
 from spice_select.analysis.record import MethodRecord, PassRecord
 from spice_select.config import RunConfig, load_config
 from spice_select.demo import demo_model_path, demo_rows
+from spice_select.gradients.store import GradientStore
 from spice_select.methods import Choice, Inputs, ranked
 from spice_select.pool import Pool, check_selection, read_pool
 from spice_select.reporter import Clock, Silent
@@ -44,7 +45,7 @@ class Made:
         """Gradients that are a function of the tokens."""
         if not self.folder.gradients.is_dir():
             fill(self.folder.gradients, self.pool.encoded)
-        return Measured.of(_opened(self.folder.gradients), "fold")
+        return Measured.of(GradientStore.open(self.folder.gradients), "fold")
 
     def deliver(self, method: MethodRecord, *, gradients: bool, scores: np.ndarray | None = None) -> RunResult:
         """Write what a run of the method leaves."""
@@ -59,6 +60,7 @@ class Made:
         self.folder.claim(self.config, overwrite=True)
         measured = self.store()
         settings = self.config.selection
+        assert measured.store is not None
         selection = select(
             measured.store,
             budget=settings.budget,
@@ -85,12 +87,6 @@ class Made:
         scores = np.random.default_rng(5).standard_normal(len(self.pool.rows))
         scores[[7, 11]] = np.nan
         return scores
-
-
-def _opened(folder: Path):
-    from spice_select.gradients.store import GradientStore
-
-    return GradientStore.open(folder)
 
 
 def made_pool(folder: Path, name: str = "run", *, rows: int = 60, **selection: object) -> Made:

@@ -9,12 +9,15 @@ import numpy as np
 
 from spice_select.analysis.certificate import Certificate
 from spice_select.analysis.neighbours import near_duplicates
+from spice_select.analysis.picked import Picked
 from spice_select.analysis.projection import project
 from spice_select.analysis.record import (
     BudgetRecord,
     Fingerprints,
+    MethodRecord,
     ModelRecord,
     ObjectiveRecord,
+    PassRecord,
     SelectionRecord,
     SourceRecord,
 )
@@ -134,6 +137,49 @@ def made_run(
     listed = [*picks[:200].tolist(), *copies.tolist()]
     placed = map_rows(picks, np.ones(n, bool), listed)
     return replace(content, projection=project(gradients, placed) if n > 2 else None)
+
+
+def made_method_run(n: int = 2000, k: int = 200, *, hostile: bool = True) -> RunContent:
+    """The same rows, chosen by a method that measured no gradients."""
+    run = made_run(n, k, hostile=hostile)
+    evil = "".join(HOSTILE[:5]) if hostile else ""
+    assert run.lengths is not None and run.sources is not None
+    scores = np.random.default_rng(3).standard_normal(n)
+    scores[run.trace.indices] = np.linspace(4.0, 2.5, k)
+    method = MethodRecord(
+        name=f"mine{evil}",
+        settings={f"variant{evil}": f"cherry{evil}"},
+        summary=f"the surprise{evil}",
+        source=f"arXiv 2308.12032{evil}",
+        score=f"loss over loss{evil}",
+        passes=(PassRecord(what=f"losses{evil}", forwards=2 * n, tokens=90 * n, seconds=12.5),),
+    )
+    picked = Picked(run.trace.indices, scores[run.trace.indices])
+    summary = summarise(
+        picked, lengths=run.lengths, squared_norms=None, sources=run.sources, maximised=False, normalize="none"
+    )
+    record = run.record.model_copy(
+        update={
+            "method": method,
+            "objective": None,
+            "information": None,
+            "certificate": None,
+            "certificate_sentence": None,
+            "loop": "",
+            "summary": summary,
+        }
+    )
+    return replace(
+        run,
+        title=f"{record.label} selection",
+        record=record,
+        trace=Trace(picked.indices, None, None, None, None, picked.scores),
+        norms=None,
+        rejected=None,
+        neighbours=None,
+        projection=None,
+        pool_scores=scores,
+    )
 
 
 def made_texts(picks: np.ndarray, *, hostile: bool) -> Texts:

@@ -19,7 +19,7 @@ import pytest
 
 from spice_select.report.compare import render_comparison
 from spice_select.report.page import render_report
-from tests.browser.made_run import HOSTILE, made_run
+from tests.browser.made_run import HOSTILE, made_method_run, made_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
@@ -42,6 +42,7 @@ class Counting(SimpleHTTPRequestHandler):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     (folder / "report.html").write_text(render_report(made_run()), encoding="utf-8")
+    (folder / "method.html").write_text(render_report(made_method_run()), encoding="utf-8")
     runs = [replace(made_run(seed=seed), title=f"{HOSTILE[0]} {seed}") for seed in (7, 8, 9)]
     (folder / "beside.html").write_text(render_comparison(runs), encoding="utf-8")
     return folder
@@ -92,6 +93,20 @@ def test_opened_it_runs_its_own_script_alone_and_fetches_nothing(tmp_path: Path,
     # The search field is shown by the page's own script: so that ran under the policy.
     assert re.search(r'<div id="finder">', done.stdout)
     assert len(seen(done.stdout)) == 20
+
+
+def test_the_page_of_a_method_without_gradients_works_without_a_map(
+    tmp_path: Path, server: tuple[str, list[str]]
+) -> None:
+    address, asked = server
+    page = address.replace("report.html", "method.html#find=%22number%20137%22")
+    done = chromium(tmp_path, page, "--dump-dom", "--enable-logging=stderr", "--v=0")
+    assert asked == ["/method.html"]
+    assert not any(word in done.stderr for word in ("Refused", "violates", "Uncaught"))
+    (row,) = seen(done.stdout)
+    assert "Answer number 137" in row
+    assert 'id="plane"' not in done.stdout and "<title>owned" not in done.stdout
+    assert "The highest scores left out" in done.stdout
 
 
 def test_a_linked_search_shows_what_fits(tmp_path: Path, folder: Path) -> None:
