@@ -13,9 +13,13 @@ import pytest
 from spice_select.config import RunConfig, resolve
 from spice_select.demo import demo_model_path
 from spice_select.errors import DataError
+from spice_select.features.gather import gather
 from spice_select.features.target import TargetRows, read_target
+from spice_select.methods import make_method
 from spice_select.pool import Pool, read_pool
 from spice_select.reporter import Clock, Silent
+from spice_select.selection.budget import Budget
+from tests.benches import make_bench
 
 POOL = [{"question": f"What is {i} plus one?", "answer": f"It is {i + 1}."} for i in range(4)]
 
@@ -134,3 +138,14 @@ def test_a_missing_target_is_named_with_its_nearest_neighbour(tmp_path: Path) ->
         DataError, match=r"The target '.*tagret\.jsonl' cannot be found .*did you mean .*target\.jsonl\?"
     ):
         _read(config)
+
+
+def test_tsds_chooses_the_rows_that_are_like_the_target(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}."} for i in range(12)]
+    rows += [{"question": f"Name bird {i}.", "answer": "The heron stands by the river and waits."} for i in range(12)]
+    target = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}."} for i in range(30, 34)]
+    file = _write(tmp_path / "t.jsonl", target)
+    bench = make_bench(tmp_path / "bench", rows, proxy="demo", data={"target": file, "max_length": 128})
+    method = make_method("tsds", {"alpha": 0.9, "scale": 0.5, "sample": "largest"})
+    choice = method.choose(gather(method, bench, Budget(8), None, seed=0))
+    assert len(choice) == 8 and max(choice.indices.tolist()) < 12

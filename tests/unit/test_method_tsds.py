@@ -220,3 +220,8 @@ def test_faults_are_told() -> None:
         make_method("tsds", {"scale": 0})
     with pytest.raises(ConfigError, match="alpha"):
         make_method("tsds", {"alpha": 1.5})
+
+
+def test_the_most_probable_rows_need_no_seed() -> None:
+    assert make_method("tsds").varying() == "draw"
+    assert make_method("tsds", {"sample": "largest"}).varying() == "no"

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field
+from typing_extensions import override
 
 from spice_select.errors import DataError
 from spice_select.methods.base import Choice, Method, Need, Varies, finished
@@ -70,6 +71,11 @@ class Tsds(Method):
     fill: bool = True
     """When all rows with a probability are taken, go on with the rows nearest to a target example."""
 
+    @override
+    def varying(self) -> Varies:
+        return "draw" if self.sample == "gumbel" else "no"
+
+    @override
     def choose(self, inputs: Inputs) -> Choice:
         """Draw rows by the mass that target examples give them."""
         assert inputs.embeddings is not None and inputs.target is not None and inputs.target.embeddings is not None
