@@ -74,6 +74,12 @@ def test_the_verdict_sorts_by_twice_the_spread() -> None:
     assert any("no test of them" in line for line in contest.verdict)
 
 
+def test_two_draws_are_said_to_be_few() -> None:
+    draws = [chosen("random", seed, information=5.0 + seed) for seed in range(3)]
+    assert any("give --seeds 5" in line for line in made_contest(draws[:2]).verdict)
+    assert not any("give --seeds 5" in line for line in made_contest(draws).verdict)
+
+
 def test_tokens_that_differ_are_told_and_those_of_more_rows_are_not() -> None:
     near = [chosen("random", 0, tokens=100), chosen("spice", 0, tokens=140), chosen("full", 0, k=40, tokens=9000)]
     assert not any("differ in length" in line for line in made_contest(near).verdict)

@@ -44,6 +44,8 @@ MEASURES = (
 """Fields of :class:`PickNumbers` that means and spreads are taken of."""
 NEAR = 0.05
 """Part by which numbers of rows may differ for the information of the rows to be compared."""
+FEW_DRAWS = 3
+"""Draws of random below which its spread is hardly known."""
 APART = 2.0
 """Standard deviations of random beyond which a difference is told from chance."""
 TOKENS_APART = 1.5
@@ -157,7 +159,8 @@ def as_many(lines: Sequence[MethodLine], random: str | None) -> list[MethodLine]
 def _information(lines: Sequence[MethodLine], random: str | None) -> list[str]:
     if random is None:
         return ["No random choice was among the methods, so that differences have no yardstick; add random."]
-    base = next(line for line in lines if line.label == random).spread("information")
+    drawn = next(line for line in lines if line.label == random)
+    base, draws = drawn.spread("information"), len(drawn.seeds)
     if base.deviation is None or base.mean is None:
         return ["Random chose once, so that its spread is unknown; give --seeds 5 to tell differences from chance."]
     groups: dict[str, list[str]] = {"more": [], "alike": [], "less": []}
@@ -176,10 +179,12 @@ def _information(lines: Sequence[MethodLine], random: str | None) -> list[str]:
         sentences.append(
             f"More information than random by more than twice its spread: {', '.join(groups['more'])}; in brackets, by "
             f"how many of random's standard deviations ({number(base.deviation, digits=3)} nats around "
-            f"{number(base.mean)}, {len(next(line for line in lines if line.label == random).seeds)} draws)."
+            f"{number(base.mean)}, {draws} draws)."
         )
     else:
         sentences.append("No method holds more information than random by more than twice its spread.")
+    if draws < FEW_DRAWS:
+        sentences.append(f"{draws} draws tell random's spread poorly; give --seeds 5 or more.")
     if groups["alike"]:
         sentences.append(f"Not told apart from random by information: {', '.join(groups['alike'])}.")
     if groups["less"]:
