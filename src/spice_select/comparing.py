@@ -12,8 +12,8 @@ from spice_select.config import MethodConfig, RunConfig
 from spice_select.contest_of import contest_of
 from spice_select.errors import ConfigError, OutputError, ResourceError, SpiceError
 from spice_select.features.bench import Bench, Passes
-from spice_select.features.gather import gather
-from spice_select.features.target import TargetRows, read_target
+from spice_select.features.gather import foresee, gather
+from spice_select.features.target import TargetRows
 from spice_select.files import Lock, make_folder, remove_file, remove_tree
 from spice_select.gradients.store import GradientStore
 from spice_select.measuring import Measuring
@@ -145,10 +145,11 @@ def compare(
             one.spec.label: check_selection(one.config, pool, everything=not one.spec.method.takes_budget)
             for one in entrants
         }
+        measuring = Measuring(config, pool, folder, ranks, reporter, clock, overwrite=overwrite)
+        foresee([one.spec.method for one in entrants], measuring.bench)
         target = None
         if any(Need.TARGET in one.spec.method.required() for one in entrants):
-            target = read_target(config, pool, reporter, clock)
-        measuring = Measuring(config, pool, folder, ranks, reporter, clock, overwrite=overwrite)
+            target = measuring.bench.target
         store, taken = _gradients(measuring, entrants, folder, pool, information=information)
         make_folder(folder.path)
         with Lock.exclusive(folder.path / ".lock", str(folder.path)):
@@ -292,6 +293,10 @@ def _choice(ground: _Field, entrant: _Entrant, seed: int, budget: Budget) -> Sav
         used, bench.passes = bench.passes, {**before, **bench.passes}
     known = ground.known.setdefault(spec.label, {})
     known.update({key: _taken(key, passes) for key, passes in used.items()})
+    if Need.LOSSES in spec.method.required() and not any(key.startswith("losses-") for key in used):
+        # The gradients' own forward pass has told them; by itself the method would have gone through it.
+        for one in ground.gradient_taken:
+            known["losses"] = one.forward_alone("losses")
     if Need.GRADIENTS in spec.method.required():
         known.update({one.measurement: one for one in ground.gradient_taken})
     cost = ChoiceCost(

@@ -13,7 +13,7 @@ from spice_select.config import RunConfig, load_config
 from spice_select.cost import Cost, estimate, in_pools, with_warmup
 from spice_select.errors import ConfigError, StoreMismatch
 from spice_select.features.bench import Bench
-from spice_select.features.gather import gather
+from spice_select.features.gather import foresee, gather
 from spice_select.files import Lock, make_folder
 from spice_select.gradients.precondition import check_precondition
 from spice_select.gradients.store import GradientStore
@@ -85,6 +85,8 @@ def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> Ru
         if config.schedule.kind == "pools":
             return run_pools(config, pool, budget, folder, ranks, reporter, clock, overwrite=overwrite)
         measuring = Measuring(config, pool, folder, ranks, reporter, clock, overwrite=overwrite)
+        with ranks.together():
+            foresee([method], measuring.bench)
         store, warm = None, None
         if Need.GRADIENTS in method.required():
             store, warm = measuring.gradients()

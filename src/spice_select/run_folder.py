@@ -152,7 +152,7 @@ class RunFolder:
 
     def remove_results(self) -> None:
         """Take a selection away, the record first: without it no other file counts as finished."""
-        for path in (self.record, self.trace, self.report, self.card):
+        for path in (self.record, self.trace, self.report, self.card, self.path / "pool.parquet"):
             remove_file(path)
         if self.data.is_dir():
             remove_tree(self.data)

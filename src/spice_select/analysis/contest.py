@@ -29,6 +29,7 @@ class Taken(Numbers):
         tokens: Tokens of the forward passes, padding aside.
         backward_tokens: Tokens of the backward passes.
         seconds: Time.
+        within: The measurement that told it on its way, so that it cost nothing of its own; None where it was made.
     """
 
     measurement: str
@@ -37,6 +38,19 @@ class Taken(Numbers):
     tokens: int
     backward_tokens: int
     seconds: float
+    within: str | None = None
+
+    def forward_alone(self, name: str) -> Taken:
+        """What the forward pass of this measurement told: work for a method by itself, none beside this one."""
+        return Taken(
+            measurement=name,
+            forwards=self.forwards,
+            backwards=0,
+            tokens=self.tokens,
+            backward_tokens=0,
+            seconds=0.0,
+            within=self.measurement,
+        )
 
     @property
     def work(self) -> float:

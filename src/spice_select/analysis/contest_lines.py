@@ -123,7 +123,7 @@ def sharing(taken: Mapping[str, Sequence[Taken]]) -> Sharing:
     Args:
         taken: By method, the measurements that it needs.
     """
-    once = {one.measurement: one.work for held in taken.values() for one in held}
+    once = {one.measurement: one.work for held in taken.values() for one in held if one.within is None}
     alone = [_work(held) for held in taken.values()]
     total, dearest = sum(once.values()), max(alone, default=0.0)
     return Sharing(

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from spice_select.config import RunConfig
 from spice_select.data.encoded import Encoded
+from spice_select.features.target import TargetRows, read_target
 from spice_select.files import write_text
 from spice_select.gradients.batches import Batch, Engine
 from spice_select.gradients.collect import collect
@@ -127,6 +128,15 @@ class Bench:
     def proxy(self) -> Proxy:
         """The proxy, frozen and in eval mode; loaded on first use."""
         return self.load()
+
+    @cached_property
+    def target(self) -> TargetRows:
+        """The target examples, read on first use.
+
+        Raises:
+            DataError: They cannot be read.
+        """
+        return read_target(self.config, self.pool, self.reporter, self.clock)
 
     @property
     def used_proxy(self) -> bool:

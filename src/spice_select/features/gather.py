@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from spice_select.errors import ConfigError
 from spice_select.features.bench import Bench
-from spice_select.features.target import TargetRows, read_target
+from spice_select.features.rating_prompts import rating_tokens
 from spice_select.gradients.store import GradientStore
 from spice_select.methods import Inputs, Method, Need, Target
 from spice_select.pool import excluded_rows, group_labels, rows_in_hand
 from spice_select.selection.budget import Budget
 from spice_select.selection.quotas import Groups, resolve_groups
+
+LEVELS = 5
 
 
 def gather(method: Method, bench: Bench, budget: Budget, store: GradientStore | None, *, seed: int) -> Inputs:
@@ -38,7 +39,7 @@ def gather(method: Method, bench: Bench, budget: Budget, store: GradientStore | 
     in_hand = rows_in_hand(config, pool) or []
     candidates[in_hand] = False
     found: dict[str, Any] = {}
-    target = _target(method, bench) if Need.TARGET in needs else None
+    target = bench.target if Need.TARGET in needs else None
     if Need.GRADIENTS in needs:
         assert store is not None
         candidates &= store.usable
@@ -63,7 +64,7 @@ def gather(method: Method, bench: Bench, budget: Budget, store: GradientStore | 
         from spice_select.features.ratings import collect_ratings
 
         found["ratings"] = collect_ratings(
-            bench, prompts=getattr(method, "prompts", 5), levels=getattr(method, "levels", 5)
+            bench, prompts=getattr(method, "prompts", 5), levels=getattr(method, "levels", LEVELS)
         )
     if Need.CHECKPOINTS in needs:
         from spice_select.features.checkpoints import collect_checkpoints
@@ -92,13 +93,20 @@ def gather(method: Method, bench: Bench, budget: Budget, store: GradientStore | 
     )
 
 
-def _target(method: Method, bench: Bench) -> TargetRows:
-    if not bench.config.data.target:
-        raise ConfigError(
-            f"Method '{method.name}' chooses towards target examples, and none were given; name a file of them with "
-            "--target FILE."
-        )
-    return read_target(bench.config, bench.pool, bench.reporter, bench.clock)
+def foresee(methods: Sequence[Method], bench: Bench) -> None:
+    """Find what would fail later before anything is measured: targets, and ratings that are no tokens.
+
+    Raises:
+        ConfigError: A tokenizer that cannot write the ratings.
+        DataError: A target that cannot be read.
+    """
+    for method in methods:
+        needs = method.required()
+        if Need.TARGET in needs:
+            assert len(bench.target)
+        if Need.RATINGS in needs:
+            name = bench.config.model.name or "the proxy"
+            rating_tokens(bench.pool.tokenizer, getattr(method, "levels", LEVELS), name)
 
 
 def _quotas(bench: Bench, candidates: Bool[np.ndarray, " n"], budget: Budget) -> Callable[[], Groups] | None:
