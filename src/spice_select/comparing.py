@@ -296,7 +296,8 @@ def _choice(ground: _Field, entrant: _Entrant, seed: int, budget: Budget) -> Sav
     if Need.LOSSES in spec.method.required() and not any(key.startswith("losses-") for key in used):
         # The gradients' own forward pass has told them; by itself the method would have gone through it.
         for one in ground.gradient_taken:
-            known["losses"] = one.forward_alone("losses")
+            name = f"losses-{one.measurement.rpartition('-')[2]}"
+            known[name] = one.forward_alone(name)
     if Need.GRADIENTS in spec.method.required():
         known.update({one.measurement: one for one in ground.gradient_taken})
     cost = ChoiceCost(
