@@ -46,6 +46,8 @@ class Cost(BaseModel):
         gradient_seconds: Time to collect the gradients.
         selection_seconds: Time to select.
         training_seconds: Time to train the proxy on the way, at the speed of its gradients.
+        measuring_seconds: Time of what a method needs beside gradients.
+        method: The method.
         kept: Whether gradients are kept; pools keep inner products at most.
         measured_batches: Batches that the prediction rests on.
         measured_tokens_per_second: Their speed.
@@ -66,6 +68,8 @@ class Cost(BaseModel):
     gradient_seconds: float
     selection_seconds: float
     training_seconds: float = 0.0
+    measuring_seconds: float = 0.0
+    method: str = "spice"
     kept: bool = True
     measured_batches: int
     measured_tokens_per_second: float

@@ -18,6 +18,7 @@ from spice_select.files import Lock, make_folder
 from spice_select.gradients.precondition import check_precondition
 from spice_select.gradients.store import GradientStore
 from spice_select.measuring import Measuring, gradient_engine
+from spice_select.method_cost import of_method
 from spice_select.methods import Choice, Inputs, Method, Need
 from spice_select.online import run_pools
 from spice_select.paths import with_whole_paths
@@ -207,7 +208,10 @@ def dry_run(config: RunConfig, reporter: Reporter, *, selection: bool = True) ->
     cost = estimate(engine, pool.encoded, config, picks=picks)
     drawn = warmup_rows(pool.encoded.usable, config.schedule, config.seed) if wanted(config.schedule) else []
     trained = int(pool.encoded.lengths[drawn].sum()) if len(drawn) else 0
-    return in_pools(cost, config, trained) if pools else with_warmup(cost, trained)
+    if pools:
+        return in_pools(cost, config, trained)
+    warm = with_warmup(cost, trained)
+    return of_method(warm, method, engine, pool.encoded, config) if selection else warm
 
 
 def _choose(

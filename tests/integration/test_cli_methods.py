@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -202,3 +203,17 @@ def test_a_broken_package_is_named_and_stops_nothing_else(plugin: Path, command:
     assert listed.returncode == 0 and "cannot be used" in listed.stdout and "random" in listed.stdout
     shown = shell(plugin, "methods", "surprise")
     assert shown.returncode == 2 and "cannot be loaded" in shown.stderr and "Traceback" not in shown.stderr
+
+
+def test_a_dry_run_prices_what_the_method_needs(command: Command, rows_file: Path, model: Path) -> None:
+    def cost(*method: str) -> dict[str, Any]:
+        return command.json("run", rows_file, "--model", model, "--budget", "4", "--dry-run", *method)
+
+    fisher, drawn, ifd = cost("--method", "fisher"), cost("--method", "random"), cost("--method", "ifd")
+    assert fisher["gradient_seconds"] > 0 and fisher["measuring_seconds"] == 0
+    assert drawn["gradient_seconds"] == drawn["measuring_seconds"] == drawn["disk_bytes"] == drawn["flops"] == 0
+    assert ifd["gradient_seconds"] == 0 and ifd["measuring_seconds"] > 0
+    rated = cost("--method", "selectit")
+    assert rated["measuring_seconds"] > 2 * ifd["measuring_seconds"]
+    said = command("run", rows_file, "--model", model, "--budget", "4", "--dry-run", "--method", "random").out
+    assert "method random needs none" in said and "selection" not in said

@@ -38,19 +38,29 @@ def show_cost(cost: Cost, *, as_json: bool) -> None:
         typer.echo(cost.model_dump_json())
         return
     typer.echo("Predicted cost on this machine; nothing was written.")
+    gathers = cost.gradient_seconds > 0
     lines = {
         "examples": f"{cost.examples:,} ({cost.usable:,} usable, {cost.picks:,} would be chosen)",
         "tokens": f"{cost.tokens:,} ({cost.response_tokens:,} in responses)",
-        "compute": f"{cost.flops / 1e12:,.1f} TFLOP",
-        "gradients": f"{duration(cost.gradient_seconds)} at {cost.measured_tokens_per_second:,.0f} tokens/s, "
-        f"measured on {cost.measured_batches} batches",
-        "selection": duration(cost.selection_seconds),
+        **(
+            {
+                "compute": f"{cost.flops / 1e12:,.1f} TFLOP",
+                "gradients": f"{duration(cost.gradient_seconds)} at {cost.measured_tokens_per_second:,.0f} tokens/s, "
+                f"measured on {cost.measured_batches} batches",
+            }
+            if gathers
+            else {"gradients": f"none, as method {cost.method} needs none"}
+        ),
+        **({"other passes": duration(cost.measuring_seconds)} if cost.measuring_seconds else {}),
+        **({"selection": duration(cost.selection_seconds)} if cost.selection_seconds else {}),
         **({"training": duration(cost.training_seconds)} if cost.training_seconds else {}),
-        "disk": f"{size(cost.disk_bytes)} for gradients of {cost.gradient_dim:,} numbers "
+        "disk": f"{size(cost.disk_bytes)} ({size(cost.disk_free_bytes)} free)"
+        if cost.kept and not gathers
+        else f"{size(cost.disk_bytes)} for gradients of {cost.gradient_dim:,} numbers "
         f"({size(cost.disk_free_bytes)} free)"
         if cost.kept
         else f"{size(cost.disk_bytes)} for inner products ({size(cost.disk_free_bytes)} free)",
-        "peak memory": size(cost.peak_memory_bytes),
+        **({"peak memory": size(cost.peak_memory_bytes)} if cost.peak_memory_bytes else {}),
     }
     for name, value in lines.items():
         typer.echo(f"  {name:<12} {value}")
