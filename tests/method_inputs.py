@@ -48,6 +48,11 @@ def require_sound(choice: Choice, inputs: Inputs) -> None:
     tokens = inputs.budget.tokens
     if tokens is not None:
         assert inputs.response_tokens[chosen].sum() <= tokens
+        limits = inputs.limits()
+        for index in chosen.tolist():
+            limits.take(index)
+        assert bool(limits.remaining and limits.eligible.any()) == (choice.stop_reason == "exhausted")
+        assert (choice.stop_reason == "exhausted") <= bool(choice.warnings)
     elif len(chosen) < inputs.budget.rows:
         assert choice.stop_reason == "exhausted" and choice.warnings
     else:

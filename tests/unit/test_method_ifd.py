@@ -48,7 +48,7 @@ def test_a_prompt_that_does_not_help_is_left_out_unless_kept(variant: str) -> No
     assert sorted(choice.indices) == [0, 1, 3, 4] and choice.stop_reason == "exhausted"
     assert choice.notes == (f"1 rows have a difficulty {bound}: their prompt does not help; they were left out.",)
     assert choice.warnings == (
-        f"4 of the 5 rows asked for were chosen, as 1 others have a difficulty {bound}; "
+        f"4 of the 5 rows asked for were chosen, as 1 other has a difficulty {bound}; "
         "set method.keep_above=true, or give a smaller budget.",
     )
     assert choice.pool_scores is not None and choice.pool_scores[2] > 1, "it has a score, which is why it was left out"

@@ -8,6 +8,7 @@ import pytest
 from spice_select.errors import ConfigError
 from spice_select.methods import make_method
 from spice_select.methods.loss import Loss
+from spice_select.selection.budget import Budget
 from tests.method_inputs import make_inputs, picks
 
 LOSSES = np.array([2.0, 5.0, 1.0, 4.0, 3.0, 100.0, 0.1])
@@ -74,3 +75,18 @@ def test_settings_that_do_not_fit() -> None:
         make_method("loss", {"high": 1.5})
     with pytest.raises(ConfigError, match=r"did you mean 'method\.order'"):
         make_method("loss", {"oder": "lowest"})
+
+
+def test_tokens_that_rows_without_a_loss_leave_over_are_said() -> None:
+    losses = np.array([1.0, np.nan, 2.0, np.nan])
+    choice = Loss().choose(make_inputs(4, Budget(4, 50), tokens=[10] * 4, losses=losses))
+    assert choice.indices.tolist() == [2, 0] and choice.stop_reason == "exhausted"
+    assert choice.warnings == (
+        "Tokens are left of the budget after 2 rows, as no other row has a loss; give a smaller budget.",
+    )
+
+
+def test_tokens_that_no_row_fits_are_left_without_a_word() -> None:
+    losses = np.array([1.0, np.nan, 2.0, np.nan])
+    choice = Loss().choose(make_inputs(4, Budget(4, 29), tokens=[10] * 4, losses=losses))
+    assert choice.indices.tolist() == [2, 0] and choice.stop_reason == "tokens" and not choice.warnings

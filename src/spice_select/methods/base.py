@@ -183,6 +183,9 @@ def finished(
     warnings: tuple[str, ...] = ()
     if short and inputs.budget.tokens is not None:
         reason = "tokens"
+        if _another_fits(inputs, picks):
+            reason = "exhausted"
+            warnings = (f"Tokens are left of the budget after {len(picks):,} rows, as {dropped}; {remedy}.",)
     elif short:
         reason = "exhausted"
         warnings = (fewer(asked, len(picks), dropped, remedy),)
@@ -195,3 +198,11 @@ def finished(
         notes=notes,
         warnings=warnings,
     )
+
+
+def _another_fits(inputs: Inputs, picks: Sequence[int] | Int[np.ndarray, " k"]) -> bool:
+    """Whether budget and quotas have room for a candidate beside the picks, whatever a method knows about it."""
+    limits = inputs.limits()
+    for index in picks:
+        limits.take(int(index))
+    return limits.remaining > 0 and bool(limits.eligible.any())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -107,7 +107,7 @@ class Dpp(Method):
         name = "gain of log det K"
         if walk.theta > 0:
             name = f"{walk.theta:g} x log {self.quality} + {1 - walk.theta:g} x {name}"
-        choice = finished(
+        return finished(
             inputs,
             picks,
             scores,
@@ -117,10 +117,6 @@ class Dpp(Method):
             dropped=self._why(walk) if short else _LEFT if self.quality == "none" else f"no other row has a {_QUALITY}",
             remedy=self._remedy(walk) if short else "give a smaller budget",
         )
-        if short and self.fill == "none" and inputs.budget.tokens is not None:
-            sentence = f"Tokens are left of the budget after {len(picks):,} rows, as {self._why(walk)}; "
-            return replace(choice, stop_reason="exhausted", warnings=(f"{sentence}{self._remedy(walk)}.",))
-        return choice
 
     def _why(self, walk: _Walk) -> str:
         if walk.only_copies:

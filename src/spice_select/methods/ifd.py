@@ -59,7 +59,8 @@ class Ifd(Method):
             notes += (f"{unhelped:,} rows have a difficulty {bound}: their prompt does not help; they were left out.",)
         why, remedy = "no other row has both losses", "give a smaller budget"
         if unhelped:
-            why = f"{unhelped:,} others have a difficulty {bound}"
+            others = "1 other has" if unhelped == 1 else f"{unhelped:,} others have"
+            why = f"{others} a difficulty {bound}"
             remedy = "set method.keep_above=true, or give a smaller budget"
         if self.diverse is None:
             choice = ranked(
