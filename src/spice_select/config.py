@@ -319,6 +319,7 @@ def load_config(
     if file is not None:
         settings = _read_yaml(file)
     parsed = [_parse_override(override) for override in overrides]
+    settings = _for_the_method(settings, [values or {}, *parsed])
     preset = next((override["preset"] for override in reversed(parsed) if "preset" in override), preset)
     if isinstance(preset, str):
         # A written configuration is fully resolved: a preset asked for must win over it, though not over other flags.
@@ -371,6 +372,16 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return settings
 
 
+def _for_the_method(settings: dict[str, Any], later: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """A file's settings without those of its method, where a flag asks for another."""
+    sections = [top["method"] for top in later if isinstance(top.get("method"), Mapping)]
+    names = [section["name"] for section in sections if "name" in section]
+    written = settings.get("method")
+    if names and isinstance(written, Mapping) and written.get("name", "spice") != names[-1]:
+        return {**settings, "method": {}}
+    return settings
+
+
 def _parse_override(text: str) -> dict[str, Any]:
     path, separator, value = text.partition("=")
     keys = path.strip().split(".")
@@ -401,6 +412,10 @@ def _sentence(error: ValidationError) -> str:
     shown = value if len(value) <= 60 else value[:57] + "..."
     if field in _FORMS:
         return f"Setting '{field}' cannot be {shown}; give {_FORMS[field]}."
+    section = _section_at(path)
+    if first["type"] in ("model_type", "model_attributes_type") and section is not None:
+        example = f"{field}.{next(iter(section.model_fields))}"
+        return f"'{field}' is a section, and was given {shown}; give one of its settings, such as {example}."
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     return f"Setting '{field}' cannot be {shown}: {message[:1].lower()}{message[1:]}."
 

@@ -186,16 +186,18 @@ class RunFolder:
                 "name another folder, or start again with --overwrite."
             ) from None
         pools = earlier.schedule.kind == "pools"
+        anew = f"select anew from its gradients with 'spice-select select {self.path} --output OTHER', "
+        if pools or not (self.gradients / "manifest.json").exists():
+            anew = ""
         # Picks that are made pool by pool are part of what an unfinished run has left.
         chosen = self.record.exists() or (pools and (self.schedule / "log.jsonl").exists())
         ignored = {("preset",)} if selection and chosen else _NO_GRADIENTS
         found = differences(earlier, config, ignored=ignored)
         if found:
             listed = "; ".join(f"{field} was {old!r} and is now {new!r}" for field, old, new in found[:6])
-            anew = f"select anew from its gradients with 'spice-select select {self.path} --output OTHER', "
             raise StoreMismatch(
                 f"The output {self.path} belongs to other settings ({listed}); name another folder, "
-                f"{'' if pools else anew}or start again with --overwrite."
+                f"{anew}or start again with --overwrite."
             )
 
 

@@ -242,6 +242,7 @@ def test_json_is_the_record(compare, tmp_path: Path) -> None:
         ("spice", ("--set", "schedule.kind=pools"), "schedule.kind pools"),
         ("random,spice:hinge=7", (), "hinge"),
         ("random", ("--budget", "41"), "41"),
+        ("random,dpp", ("--set", "method.kernel=vmf"), "--methods NAME:kernel=vmf"),
     ],
 )
 def test_faults_of_settings_are_found_before_anything_is_measured(

@@ -216,4 +216,4 @@ def test_a_dry_run_prices_what_the_method_needs(command: Command, rows_file: Pat
     rated = cost("--method", "selectit")
     assert rated["measuring_seconds"] > 2 * ifd["measuring_seconds"]
     said = command("run", rows_file, "--model", model, "--budget", "4", "--dry-run", "--method", "random").out
-    assert "method random needs none" in said and "selection" not in said
+    assert "as method random needs none" in said and "selection" not in said

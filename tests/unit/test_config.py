@@ -82,6 +82,7 @@ def test_one_seed_rules_the_sketch_unless_it_has_its_own() -> None:
         ("data.max_length=1", "data.max_length"),
         ("preset=papr", "preset"),
         ("nonsense", "section.key=value"),
+        ("method=dpp", "give one of its settings, such as method.name"),
     ],
 )
 def test_faults_are_named(override: str, field: str) -> None:
@@ -109,3 +110,13 @@ def test_differences_name_fields_and_pass_over_what_has_no_identity() -> None:
     first = resolve({"selection": {"budget": 5}, "model": {"device": "cpu"}, "output": {"folder": "a"}})
     second = resolve({"selection": {"budget": 6}, "model": {"device": "cuda"}, "output": {"folder": "b"}})
     assert differences(first, second) == [("selection.budget", 5, 6)]
+
+
+def test_a_written_method_gives_way_to_another_with_its_settings(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("method: {name: length, order: shortest}")
+    assert load_config(file).method.settings == {"order": "shortest"}
+    assert load_config(file, values={"method": {"name": "length"}}).method.settings == {"order": "shortest"}
+    assert load_config(file, values={"method": {"name": "dpp"}}).method.settings == {}
+    asked = load_config(file, ["method.kernel=vmf", "method.name=dpp"]).method
+    assert (asked.name, asked.settings) == ("dpp", {"kernel": "vmf"})

@@ -59,6 +59,7 @@ def compare(
     from spice_select.methods.specs import parse_specs
 
     o.refuse_both(resume, overwrite)
+    _refuse_method_settings(overrides or [])
     settings = o.settings(
         config=config,
         overrides=overrides,
@@ -89,3 +90,21 @@ def compare(
             typer.echo(line)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
+
+
+def _refuse_method_settings(overrides: list[str]) -> None:
+    """Refuse settings of one method, which would be those of no method here.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    from spice_select.errors import ConfigError
+
+    for text in overrides:
+        path, _, value = text.partition("=")
+        section, _, key = path.strip().partition(".")
+        if section == "method":
+            form = value if key in ("", "name") else f"NAME:{key}={value}"
+            raise ConfigError(
+                f"--set {text} would be a setting of no method here; give it with its method, as --methods {form}."
+            )

@@ -49,7 +49,7 @@ def show_cost(cost: Cost, *, as_json: bool) -> None:
                 f"measured on {cost.measured_batches} batches",
             }
             if gathers
-            else {"gradients": f"none, as method {cost.method} needs none"}
+            else {"gradients": f"none of the proxy as it is, as method {cost.method} needs none"}
         ),
         **({"other passes": duration(cost.measuring_seconds)} if cost.measuring_seconds else {}),
         **({"selection": duration(cost.selection_seconds)} if cost.selection_seconds else {}),
