@@ -28,6 +28,7 @@ from spice_select.run_folder import RunFolder
 from spice_select.schedule.checks import check_warmup
 from spice_select.schedule.ranks import joined
 from spice_select.selection.budget import Budget
+from spice_select.trials import Trials, read_heldout, require_heldout
 
 METHODS = "methods"
 RECORD = FILES[-1]
@@ -47,7 +48,7 @@ class ContestResult:
 
     @property
     def exit_code(self) -> int:
-        """0 where every method chose; else that of the gravest failure."""
+        """0 where every method chose, and was trained on where that was asked for; else that of the gravest failure."""
         return max((one.exit_code for one in self.contest.contestants), default=0)
 
     def describe(self, width: int = 80) -> list[str]:
@@ -102,6 +103,7 @@ def compare(
     train_seeds: int = 1,
     overwrite: bool = False,
     information: bool = True,
+    train: bool = False,
 ) -> ContestResult:
     """Let several methods choose from one pool, and measure all choices by one yardstick.
 
@@ -114,9 +116,11 @@ def compare(
         specs: The methods, as ``parse_specs`` reads them.
         seeds: Seeds of a method that draws: that of the configuration and those after it.
         reporter: Hears the progress.
-        train_seeds: Seeds of a method that trains a model.
+        train_seeds: Seeds of a method that trains a model; with ``train``, also trainings on the choice of a method
+            that does not vary.
         overwrite: Start again in a folder that holds something of other settings.
         information: Measure the gradients, by which all choices are judged, even where no method needs them.
+        train: Train a model on every choice, as the training section has it, and measure its loss on held-out rows.
 
     Returns:
         The comparison, written to ``config.output.folder``.
@@ -127,6 +131,8 @@ def compare(
         OutputError, ResourceError: Something that cannot be written.
     """
     require_named(config, output=True)
+    if train:
+        require_heldout(config)
     entrants = _entrants(config, specs, seeds, train_seeds)
     with joined() as ranks:
         if ranks.world > 1:
@@ -146,6 +152,7 @@ def compare(
             for one in entrants
         }
         measuring = Measuring(config, pool, folder, ranks, reporter, clock, overwrite=overwrite)
+        held = read_heldout(config, pool, reporter, clock) if train else None
         foresee([one.spec.method for one in entrants], measuring.bench)
         target = None
         if any(Need.TARGET in one.spec.method.required() for one in entrants):
@@ -161,8 +168,15 @@ def compare(
             ground = _Field(measuring.bench, store, target, Choices(folder.path / METHODS), taken)
             reporter.stage("Choices")
             entries, picks = _choose_all(ground, entrants, budgets)
+            training = None
+            if held is not None:
+                reporter.stage("Training on the picks")
+                trials = Trials(config, pool, held, folder.path / METHODS, reporter, clock)
+                entries, training = trials.run(entries, picks, train_seeds)
             reporter.stage("Yardstick")
-            contest = contest_of(config, pool, budget, store, taken, entries, picks, clock, seeds=seeds)
+            contest = contest_of(
+                config, pool, budget, store, taken, entries, picks, clock, seeds=seeds, training=training
+            )
             reporter.stage("Results")
             write_contest(folder.path, contest)
         return ContestResult(folder.path, contest)

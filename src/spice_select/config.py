@@ -228,6 +228,28 @@ class MethodConfig(Section):
         return dict(self.model_extra or {})
 
 
+class TrainingConfig(Section):
+    """How a comparison trains on the picks of every method, to measure the loss on held-out rows."""
+
+    model: str = ""
+    """Folder or Hub id of the model that is trained; the proxy where empty."""
+    epochs: int = Field(default=3, ge=1)
+    """Passes over the picks."""
+    lr: float = Field(default=5e-5, gt=0)
+    """Highest learning rate."""
+    lora_r: int = Field(default=16, ge=1)
+    lora_alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    batch_size: int = Field(default=4, ge=1)
+    """Examples of one optimiser step."""
+    scheduler: Literal["constant", "linear", "cosine"] = "cosine"
+    """Learning rate after its rise; it follows optimiser steps."""
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    """Share of the optimiser steps in which the learning rate rises."""
+    heldout: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """Files of held-out rows; their column ``subtask``, else the file, names each row's domain."""
+
+
 class OutputConfig(Section):
     """Where results go."""
 
@@ -246,6 +268,7 @@ class RunConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     embeddings: EmbeddingConfig = EmbeddingConfig()
     method: MethodConfig = MethodConfig()
+    training: TrainingConfig = TrainingConfig()
     output: OutputConfig = OutputConfig()
 
     @model_validator(mode="before")

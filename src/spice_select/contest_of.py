@@ -10,6 +10,7 @@ import numpy as np
 from spice_select.analysis.contest import Contest, Contestant, PickNumbers, Taken
 from spice_select.analysis.contest_lines import method_lines, overlap_matrix, sharing, verdict, yardstick_label
 from spice_select.analysis.contest_numbers import Ground, Scale, measure_picks, measure_scale
+from spice_select.analysis.contest_training import TrainingSetup, shared_sentence
 from spice_select.config import RunConfig
 from spice_select.gradients.store import GradientStore
 from spice_select.pool import Pool, excluded_rows, group_labels, rows_in_hand
@@ -29,6 +30,7 @@ def contest_of(
     clock: Clock,
     *,
     seeds: int,
+    training: TrainingSetup | None = None,
 ) -> Contest:
     """All numbers of a comparison.
 
@@ -42,6 +44,7 @@ def contest_of(
         picks: By method, the rows chosen under each seed that led to a choice, in the order of the entries.
         clock: Seconds by stage so far.
         seeds: Seeds of every method that draws.
+        training: What the trainings on the picks share, where there were any.
     """
     settings = config.selection
     ground = _ground(config, pool, store)
@@ -84,8 +87,9 @@ def contest_of(
         overlap=overlap_matrix(picks, len(pool.rows), numbers.candidates),
         gradient_sharing=sharing(by_gradients),
         sharing=sharing(taken),
-        verdict=verdict(lines, numbers, yardstick, random),
-        warnings=_warnings(contestants),
+        verdict=verdict(lines, numbers, yardstick, random, training),
+        warnings=_warnings(contestants, training),
+        training=training,
         model=_model_name(config),
         fingerprints={
             "rows": pool.rows.fingerprint,
@@ -125,12 +129,19 @@ def _model_name(config: RunConfig) -> str:
     return f"{title}@{config.model.revision}" if config.model.revision else title
 
 
-def _warnings(contestants: Sequence[Contestant]) -> tuple[str, ...]:
+def _warnings(contestants: Sequence[Contestant], training: TrainingSetup | None) -> tuple[str, ...]:
     """Each once, with the method that it is of."""
     found: dict[str, None] = {}
+    if training is not None and training.in_pool:
+        found[shared_sentence(training.in_pool, training.rows)] = None
     for one in contestants:
         if one.error is not None:
             found[f"{one.label} made no choice: {one.error}"] = None
+        if one.training_error is not None:
+            found[f"{one.label} was not trained under every seed: {one.training_error}"] = None
+        left_out = max((trial.left_out for trial in one.training or ()), default=0)
+        if left_out:
+            found[f"{one.label}: {left_out:,} of its picks have no response as the trained model reads them."] = None
         for line in one.warnings:
             found[f"{one.label}: {line}"] = None
         if one.numbers is not None and one.numbers.without_gradient:

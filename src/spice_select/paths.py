@@ -19,6 +19,7 @@ def absolute(name: str) -> str:
 def with_whole_paths(config: RunConfig) -> RunConfig:
     """The configuration with every local path in it made absolute, but for the output's."""
     data, model, gradients, selection = config.data, config.model, config.gradients, config.selection
+    training = config.training
     lora = gradients.lora
     if lora is not None:
         lora = lora.model_copy(update={"adapter": _maybe(lora.adapter)})
@@ -36,6 +37,12 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
                 update={"name": absolute(model.name) if model.name else "", "adapter": _maybe(model.adapter)}
             ),
             "embeddings": config.embeddings.model_copy(update={"model": _maybe(config.embeddings.model)}),
+            "training": training.model_copy(
+                update={
+                    "model": absolute(training.model) if training.model else "",
+                    "heldout": tuple(map(absolute, training.heldout)),
+                }
+            ),
             "gradients": gradients.model_copy(update={"lora": lora}),
             "selection": selection.model_copy(
                 update={"initial": _maybe(selection.initial), "exclude": _maybe(selection.exclude)}

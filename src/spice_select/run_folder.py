@@ -11,9 +11,11 @@ from spice_select.config import RunConfig, load_config, to_yaml
 from spice_select.errors import ConfigError, OutputError, StoreError, StoreMismatch
 from spice_select.files import make_folder, remove_file, remove_tree, write_text
 
-# Settings that say how a result is reached and not what it is: a run may be taken up again with others.
+# Settings that say how a result is reached and not what it is: a run may be taken up again with others. What a
+# comparison trains comes after all choices, and each training knows its own settings.
 _NO_IDENTITY = {
     ("output", "folder"),
+    ("training",),
     ("model", "device"),
     ("selection", "loop"),
     ("schedule", "gram_bytes"),

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from spice_select.analysis.comparison import Numbers
+from spice_select.analysis.contest_training import TrainingLine, TrainingNumbers, TrainingSetup
 from spice_select.analysis.coverage import Coverage
 from spice_select.errors import StoreError
 from spice_select.files import write_text
@@ -131,13 +132,14 @@ class Contestant(Numbers):
         seed: Seed of its random choices.
         varies: What of it depends on the seed.
         error: Why there is no choice.
-        exit_code: That of the error; 0 without.
+        exit_code: That of the error, of choice or training; 0 without.
         numbers: Its picks by the common yardstick.
         cost: What the choice took.
         stop_reason: Why it ended.
         warnings: What to act on.
         notes: What to know.
-        training: What a training on the picks came to; none was asked for.
+        training: What the trainings on the picks came to; None where none was asked for.
+        training_error: Why one of them has no loss.
     """
 
     label: str
@@ -152,7 +154,8 @@ class Contestant(Numbers):
     stop_reason: str | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    training: None = None
+    training: tuple[TrainingNumbers, ...] | None = None
+    training_error: str | None = None
 
 
 class Spread(Numbers):
@@ -186,6 +189,7 @@ class MethodLine(Numbers):
         process_seconds: Mean processor time of a choice.
         memory_bytes: Largest growth of memory while choosing.
         work: Work of the measurements that the method would need alone, in tokens, backward ones counted twice.
+        training: All trainings on its picks; None where none was asked for.
     """
 
     label: str
@@ -198,6 +202,7 @@ class MethodLine(Numbers):
     process_seconds: float | None
     memory_bytes: int | None
     work: float
+    training: TrainingLine | None = None
 
     def spread(self, measure: str) -> Spread:
         """One of the measures."""
@@ -298,6 +303,7 @@ class Contest(Numbers):
         sharing: The same among all methods.
         verdict: What can be said, in plain sentences.
         warnings: What to act on.
+        training: What the trainings on the picks share; None where none was asked for.
         model: Name of the proxy.
         fingerprints: Digests of rows, token ids and weights, by name.
         versions: Versions of Python and the libraries.
@@ -321,6 +327,7 @@ class Contest(Numbers):
     sharing: Sharing
     verdict: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    training: TrainingSetup | None = None
     model: str
     fingerprints: dict[str, str | None]
     versions: dict[str, str]

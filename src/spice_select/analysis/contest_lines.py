@@ -20,6 +20,12 @@ from spice_select.analysis.contest import (
     Taken,
     Yardstick,
 )
+from spice_select.analysis.contest_training import (
+    TrainingLine,
+    TrainingSetup,
+    training_line,
+    training_sentence,
+)
 from spice_select.analysis.overlap import expected_jaccard
 from spice_select.analysis.tables import number
 
@@ -64,7 +70,12 @@ def method_lines(contestants: Sequence[Contestant], random: str | None) -> tuple
     for contestant in contestants:
         by_label.setdefault(contestant.label, []).append(contestant)
     unit = {} if random is None else {s.measure: s for s in _spreads(by_label[random], {})}
-    return tuple(_line(label, entries, unit if _near(entries, unit) else {}) for label, entries in by_label.items())
+    base = None if random is None else _training(by_label[random], None)
+    lines = []
+    for label, entries in by_label.items():
+        near = _near(entries, unit)
+        lines.append(_line(label, entries, unit if near else {}, base if near else None))
+    return tuple(lines)
 
 
 def _near(entries: Sequence[Contestant], unit: Mapping[str, Spread]) -> bool:
@@ -136,10 +147,17 @@ def sharing(taken: Mapping[str, Sequence[Taken]]) -> Sharing:
 
 
 def verdict(
-    lines: Sequence[MethodLine], pool: PoolNumbers, yardstick: Yardstick | None, random: str | None
+    lines: Sequence[MethodLine],
+    pool: PoolNumbers,
+    yardstick: Yardstick | None,
+    random: str | None,
+    training: TrainingSetup | None = None,
 ) -> tuple[str, ...]:
     """What the numbers say and what they don't, in plain sentences."""
     done, sentences = [line for line in lines if line.seeds], []
+    if training is not None:
+        trained = {line.label: line.training for line in as_many(done, random) if line.training is not None}
+        sentences.append(training_sentence(trained, random, training))
     if yardstick is not None:
         sentences += [*_information(as_many(done, random), random), *_best(done, yardstick)]
         sentences.append(
@@ -219,7 +237,9 @@ def _tokens(lines: Sequence[MethodLine], pool: PoolNumbers) -> list[str]:
     ]
 
 
-def _line(label: str, entries: Sequence[Contestant], unit: Mapping[str, Spread]) -> MethodLine:
+def _line(
+    label: str, entries: Sequence[Contestant], unit: Mapping[str, Spread], base: TrainingLine | None
+) -> MethodLine:
     costs = [entry.cost for entry in entries if entry.cost is not None]
     taken = {one.measurement: one for cost in costs for one in cost.taken}
     memory = [cost.memory_bytes for cost in costs if cost.memory_bytes is not None]
@@ -234,7 +254,17 @@ def _line(label: str, entries: Sequence[Contestant], unit: Mapping[str, Spread])
         process_seconds=_mean([cost.process_seconds for cost in costs], None),
         memory_bytes=max(memory, default=None),
         work=_work(list(taken.values())),
+        training=_training(entries, base),
     )
+
+
+def _training(entries: Sequence[Contestant], unit: TrainingLine | None) -> TrainingLine | None:
+    """All trainings of a method; None where none was asked for."""
+    trained = [entry for entry in entries if entry.training is not None]
+    if not trained:
+        return None
+    error = next((entry.training_error for entry in trained if entry.training_error is not None), None)
+    return training_line([trial for entry in trained for trial in entry.training or ()], error, unit)
 
 
 def _spreads(entries: Sequence[Contestant], unit: Mapping[str, Spread]) -> tuple[Spread, ...]:

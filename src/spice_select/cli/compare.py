@@ -9,6 +9,7 @@ import typer
 
 from spice_select.cli import options as o
 from spice_select.cli.console import ConsoleReporter
+from spice_select.errors import ConfigError
 
 WIDEST = 120
 
@@ -27,7 +28,13 @@ def compare(
     seeds: Annotated[
         int, typer.Option("--seeds", help="Seeds of methods that draw, from --seed on; random's spread needs several.")
     ] = 5,
-    train_seeds: Annotated[int, typer.Option("--train-seeds", help="Seeds of methods that train a model.")] = 1,
+    train_seeds: Annotated[
+        int,
+        typer.Option(
+            "--train-seeds",
+            help="Seeds of methods that train a model; with --train, also trainings on the one choice of others.",
+        ),
+    ] = 1,
     target: Annotated[
         list[str] | None,
         typer.Option("--target", help="File of examples that methods may choose towards; may be repeated."),
@@ -39,6 +46,14 @@ def compare(
             help="Measure gradients as the yardstick, even where no method needs them.",
         ),
     ] = True,
+    train: Annotated[
+        bool,
+        typer.Option("--train", help="Train adapters on every choice, and report the loss on the rows of --heldout."),
+    ] = False,
+    heldout: Annotated[
+        list[str] | None,
+        typer.Option("--heldout", help="File of held-out rows for --train; may be repeated."),
+    ] = None,
     output: o.Output = None,
     config: o.Config = None,
     overrides: o.Set = None,
@@ -59,6 +74,8 @@ def compare(
     from spice_select.methods.specs import parse_specs
 
     o.refuse_both(resume, overwrite)
+    if heldout and not train:
+        raise ConfigError("--heldout names rows that only --train reads; add --train, or leave it out.")
     _refuse_method_settings(overrides or [])
     settings = o.settings(
         config=config,
@@ -69,6 +86,7 @@ def compare(
         data__limit=limit,
         data__target=tuple(target) if target else None,
         model__name=model,
+        training__heldout=tuple(heldout) if heldout else None,
         selection__budget=budget,
         output__folder=output,
     )
@@ -82,6 +100,7 @@ def compare(
             train_seeds=train_seeds,
             overwrite=overwrite,
             information=information,
+            train=train,
         )
     if as_json:
         typer.echo(result.contest.model_dump_json())

@@ -12,6 +12,7 @@ from spice_select.analysis.contest import Contest, MethodLine
 from spice_select.analysis.tables import number
 from spice_select.files import write_text
 from spice_select.report import contest_plots as plots
+from spice_select.report.contest_columns import Column
 from spice_select.report.contest_csv import render_csv
 from spice_select.report.contest_text import (
     COST,
@@ -22,13 +23,13 @@ from spice_select.report.contest_text import (
     OVERLAP_NOTE,
     PICKS,
     YARDSTICK,
-    Column,
     balance_head,
     headline,
     mixture,
     render_markdown,
     shared_sentences,
 )
+from spice_select.report.contest_training import TRAINING, domain_columns, training_note, untrained_line
 from spice_select.report.page import BALANCE_ROWS, Plot
 from spice_select.report.render import embedded, render
 
@@ -118,6 +119,11 @@ def _sheets(contest: Contest) -> tuple[Sheet, ...]:
     sheets = [_sheet(contest.methods, "Picks", YARDSTICK if measured else NO_YARDSTICK, PICKS)]
     if measured:
         sheets.append(_sheet(contest.methods, "Diversity", DIVERSITY_NOTE, DIVERSITY))
+    if contest.training is not None:
+        trained = (*contest.methods, untrained_line(contest))
+        sheets.insert(0, _sheet(trained, "Training", training_note(contest), TRAINING))
+        if domains := domain_columns(contest):
+            sheets.insert(1, _sheet(trained, "Domains", "Mean held-out loss in each domain, in nats.", domains))
     return (*sheets, _sheet(contest.methods, "Cost", COST_NOTE, COST))
 
 
@@ -197,5 +203,12 @@ def _facts(contest: Contest) -> list[tuple[str, str]]:
             ("Numbers of a gradient", f"{yardstick.dim:,}"),
             ("Most that is possible", f"{number(yardstick.upper_bound)} nats (proven)"),
             ("Exact greedy without penalty", f"{number(yardstick.greedy)} nats"),
+        ]
+    if contest.training is not None:
+        trained = contest.training
+        facts += [
+            ("Trained model", trained.model),
+            ("Held-out rows", f"{trained.rows:,} of {len(trained.domains):,} domains"),
+            *((f"training.{name}", str(value)) for name, value in trained.settings.items()),
         ]
     return facts

@@ -9,6 +9,7 @@ from typing import Any
 
 from spice_select.analysis.contest import Contest, Contestant, PickNumbers
 from spice_select.analysis.contest_lines import MEASURES
+from spice_select.analysis.contest_training import training_line
 
 CSV_COLUMNS: tuple[str, ...] = (
     "label",
@@ -30,12 +31,23 @@ CSV_COLUMNS: tuple[str, ...] = (
     "tokens_backward",
 )
 """Columns of the comma-separated file."""
+TRAINING_COLUMNS: tuple[str, ...] = (
+    "trainings",
+    "loss_macro",
+    "loss_micro",
+    "train_steps",
+    "train_tokens",
+    "train_seconds",
+    "training_error",
+)
+"""Further columns of a comparison that has trained: means over the trainings on a choice."""
 
 
 def render_csv(contest: Contest) -> str:
     """One line for each method and seed; what is unknown is empty."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, CSV_COLUMNS, lineterminator="\n")
+    columns = CSV_COLUMNS if contest.training is None else (*CSV_COLUMNS, *TRAINING_COLUMNS)
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     for one in contest.contestants:
         writer.writerow(_csv_line(one))
@@ -67,4 +79,19 @@ def _csv_line(one: Contestant) -> dict[str, Any]:
             "tokens_forward": sum(each.tokens for each in taken),
             "tokens_backward": sum(each.backward_tokens for each in taken),
         }
+    if one.training is not None:
+        cells |= _training_cells(one)
     return cells
+
+
+def _training_cells(one: Contestant) -> dict[str, Any]:
+    line = training_line(one.training or (), one.training_error, None)
+    return {
+        "trainings": line.trials,
+        "loss_macro": line.loss_macro,
+        "loss_micro": line.loss_micro,
+        "train_steps": line.steps,
+        "train_tokens": line.tokens,
+        "train_seconds": line.seconds,
+        "training_error": line.error,
+    }

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from spice_select.analysis.certificate import percent_down
 from spice_select.analysis.contest import Contest, MethodLine, Sharing
 from spice_select.analysis.tables import aligned, number, percent
+from spice_select.report.contest_columns import Column
+from spice_select.report.contest_training import TRAINING, domain_columns, training_note, untrained_line
 from spice_select.report.text import escape_markdown
 
 _BYTES = 1_000_000
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a table with a line for every method.
-
-    Attributes:
-        title: Its head.
-        short: Its head where there is little room.
-        cell: What stands in it.
-    """
-
-    title: str
-    short: str
-    cell: Callable[[MethodLine], str]
 
 
 def spread_cell(measure: str, digits: int = 4) -> Callable[[MethodLine], str]:
@@ -126,6 +112,8 @@ def describe(contest: Contest, width: int = 80) -> list[str]:
     columns = [known[name] for name in _TERMINAL]
     if contest.yardstick is None:
         columns = [known[name] for name in ("picks", "tokens", "median", "imbalance", "seconds")]
+    if contest.training is not None:
+        columns[1:1] = TRAINING[:2]
     table = _aligned(contest.methods, columns)
     while len(columns) > 2 and max(map(len, table)) > width:
         columns.pop()
@@ -198,6 +186,11 @@ def render_markdown(contest: Contest) -> str:
     ]
     if contest.yardstick is not None:
         lines += ["### Diversity", "", *_table(contest.methods, DIVERSITY), "", DIVERSITY_NOTE, ""]
+    if contest.training is not None:
+        trained = (*contest.methods, untrained_line(contest))
+        lines += ["### Training", "", *_table(trained, TRAINING), "", escape_markdown(training_note(contest)), ""]
+        if domains := domain_columns(contest):
+            lines += ["### Held-out loss by domain", "", *_table(trained, domains), ""]
     lines += ["### Cost", "", *_table(contest.methods, COST), "", COST_NOTE, ""]
     lines += ["### Overlap", "", *_overlap(contest), "", OVERLAP_NOTE, ""]
     shares = _balance(contest)

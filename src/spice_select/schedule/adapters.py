@@ -55,13 +55,23 @@ def attach_adapters(proxy: Proxy, schedule: ScheduleConfig, seed: int, layers: s
     targets = {id(module): module for module, _ in scope.modules}
     names = [name for name, module in proxy.model.named_modules() if id(module) in targets]
     wrapped = _wrap(proxy.model, names, targets.values(), schedule)
-    with torch.no_grad():
-        for name, module in wrapped.get_base_model().named_modules():
-            if hasattr(module, "lora_A"):
-                factor = module.lora_A["default"].weight
-                factor.copy_(initial_factor(seed, name, *factor.shape))
-                module.lora_B["default"].weight.zero_()
+    reset_adapters(wrapped, seed)
     return proxy.rescoped(config, wrapped)
+
+
+@torch.no_grad()
+def reset_adapters(wrapped: Any, seed: int) -> None:
+    """Put the adapters of :func:`attach_adapters` back to where a seed starts them: the model is the untrained one.
+
+    Args:
+        wrapped: PEFT's wrapper, whose base weights no training of adapters has touched.
+        seed: Of the factors A.
+    """
+    for name, module in wrapped.get_base_model().named_modules():
+        if hasattr(module, "lora_A"):
+            factor = module.lora_A["default"].weight
+            factor.copy_(initial_factor(seed, name, *factor.shape))
+            module.lora_B["default"].weight.zero_()
 
 
 def _wrap(model: Any, names: list[str], targets: Any, schedule: ScheduleConfig) -> Any:
