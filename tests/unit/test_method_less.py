@@ -180,7 +180,7 @@ def test_token_budget_and_candidates_are_respected() -> None:
 def test_what_it_needs_and_its_settings() -> None:
     assert method_class("less") is Less
     assert Less().required() == {Need.CHECKPOINTS, Need.TARGET, Need.TRAINING}
-    assert Less.varies == "training" and Less.source == "2402.04333"
+    assert Less.varies == "training" and Less.source == "arXiv 2402.04333"
     defaults = Less().model_dump()
     assert (defaults["warmup_share"], defaults["epochs"], defaults["dim"]) == (0.05, 4, 8192)
     with pytest.raises(ConfigError, match="did you mean 'method\\.epochs'"):
