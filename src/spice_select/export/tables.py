@@ -52,13 +52,50 @@ def export_rows(data: Path, output: Path, *, messages_only: bool = False, overwr
         StoreError: There is no selection.
         OutputError: The file exists, or cannot be written.
     """
-    write = _WRITERS.get(output.suffix.lower())
-    if write is None:
-        known = ", ".join(_WRITERS)
-        raise ConfigError(f"--output {output} ends in no format that can be written; use one of {known}.")
+    table_format(output)
     table = read_chosen(data)
     if messages_only:
         table = table.select([name for name in ("messages", "tools") if name in table.column_names])
+    return write_table(table, output, overwrite=overwrite)
+
+
+def table_format(output: Path, asked: str | None = None) -> str:
+    """The format of a file of rows: what was asked for, or what the ending of its name says.
+
+    Args:
+        output: File to write.
+        asked: ``jsonl``, ``json``, ``csv`` or ``parquet``.
+
+    Raises:
+        ConfigError: An ending that names no format, or another one than was asked for.
+    """
+    ending = output.suffix.lower().removeprefix(".")
+    if asked is None and ending not in _WRITERS:
+        known = ", ".join(f".{name}" for name in _WRITERS)
+        raise ConfigError(f"--output {output} ends in no format that can be written; use one of {known}.")
+    if asked is not None and ending != asked:
+        raise ConfigError(f"--output {output} must end in .{asked} for --format {asked}; name such a file.")
+    return ending
+
+
+def write_table(table: pa.Table, output: Path, *, overwrite: bool = False) -> int:
+    """Write rows as one file, after the ending of its name.
+
+    Args:
+        table: The rows.
+        output: File to write.
+        overwrite: Replace a file that is there.
+
+    Returns:
+        Rows written.
+
+    Raises:
+        ConfigError: An ending that names no format.
+        OutputError: The file exists, or cannot be written.
+    """
+    write = _WRITERS[table_format(output)]
+    if output.is_dir():
+        raise OutputError(f"The output {output} is a folder; name a file.")
     if output.exists() and not overwrite:
         raise OutputError(f"The output {output} exists; name another file, or replace it with --overwrite.")
     make_folder(output.parent)
@@ -91,10 +128,10 @@ def _parquet(table: pa.Table, file: BinaryIO) -> None:
 
 
 _WRITERS: Mapping[str, Callable[[pa.Table, BinaryIO], None]] = {
-    ".jsonl": _jsonl,
-    ".json": _json_array,
-    ".csv": _csv,
-    ".parquet": _parquet,
+    "jsonl": _jsonl,
+    "json": _json_array,
+    "csv": _csv,
+    "parquet": _parquet,
 }
 
 
