@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from spice_select.analysis.contest import Contest
+from spice_select.cli import main
 from spice_select.config import RunConfig, load_config
 from spice_select.demo import demo_model_path, demo_rows
 from spice_select.gradients.identity import state_hash
@@ -45,23 +47,39 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def arguments(files: Path, out: Path, methods: str) -> list[str | Path]:
+    return [
+        *("compare", files / "pool.jsonl", "-m", demo_model_path(), "--methods", methods, "--budget", "8"),
+        *("--seeds", "2", "--no-information", "--train", "--heldout", files / "held.jsonl", "--train-seeds", "2"),
+        *("--set", "training.epochs=1", "--set", "training.lr=0.001", "--output", out),
+    ]
+
+
 @pytest.fixture
-def compare(command: Command, model: Path, files: Path):
+def compare(command: Command, files: Path):
     def call(out: Path, methods: str = "random,length", *more: str | Path) -> Outcome:
-        return command(
-            *("compare", files / "pool.jsonl", "-m", model, "--methods", methods, "--budget", "8", "--seeds", "2"),
-            *("--no-information", "--train", "--heldout", files / "held.jsonl", "--train-seeds", "2"),
-            *("--set", "training.epochs=1", "--set", "training.lr=0.001", "--output", out, *more),
-        )
+        return command(*arguments(files, out, methods), *more)
 
     return call
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Path:
+    """A comparison with all its trainings, which no test changes."""
+    out = tmp_path_factory.mktemp("compare") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["spice-select", *map(str, arguments(files, out, "random,length"))])
+        patch.setattr(sys, "warnoptions", ["error"])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code
+    return out
+
+
 @pytest.fixture
-def whole(compare, tmp_path: Path) -> Path:
-    outcome = compare(tmp_path / "whole")
-    assert outcome.code == 0, outcome.err
-    return tmp_path / "whole"
+def whole(done: Path, tmp_path: Path) -> Path:
+    """The same comparison, to go on with."""
+    return Path(shutil.copytree(done, tmp_path / "whole"))
 
 
 def trial(out: Path, name: str) -> dict[str, Any]:
@@ -74,7 +92,7 @@ def trials(out: Path) -> dict[str, int]:
 
 
 def test_every_choice_is_trained_on_and_every_form_tells_it_and_no_second_time(
-    whole: Path, compare, model: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, compare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contest = Contest.read(whole / "comparison.json")
     setup = contest.training
@@ -112,19 +130,19 @@ def test_every_choice_is_trained_on_and_every_form_tells_it_and_no_second_time(
     assert timeless(record(whole)) == timeless(before)
 
 
-def test_a_training_knows_nothing_of_those_before_it(whole: Path, compare, tmp_path: Path, model: Path) -> None:
+def test_a_training_knows_nothing_of_those_before_it(done: Path, compare, tmp_path: Path, model: Path) -> None:
     """By itself, and under another name of the same model with a tokenizer of its own, it ends in the same numbers."""
     other = tmp_path / "copy"
     shutil.copytree(model, other, copy_function=shutil.copyfile)
     outcome = compare(tmp_path / "alone", "length", "--set", f"training.model={other}", "--train-seeds", "1")
     assert outcome.code == 0, outcome.err
     name = "length/seed-0.trial-0.json"
-    assert trial(tmp_path / "alone", name) == trial(whole, name)
+    assert trial(tmp_path / "alone", name) == trial(done, name)
     assert Contest.read(tmp_path / "alone" / "comparison.json").training.model == "copy"  # type: ignore[union-attr]
 
 
 def test_cut_off_it_goes_on_and_ends_the_same(
-    whole: Path, compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Path, compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, train, calls = tmp_path / "out", ProxyTrainer.train, []
 
@@ -141,7 +159,7 @@ def test_cut_off_it_goes_on_and_ends_the_same(
     kept = trials(out)
     assert compare(out).code == 0
     assert trials(out).items() >= kept.items()
-    assert timeless(record(out)) == timeless(record(whole))
+    assert timeless(record(out)) == timeless(record(done))
 
 
 def test_other_settings_are_trained_anew_and_nothing_is_chosen_again(
