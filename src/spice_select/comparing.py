@@ -13,6 +13,7 @@ from spice_select.contest_of import contest_of
 from spice_select.errors import ConfigError, OutputError, ResourceError, SpiceError
 from spice_select.features.bench import Bench, Passes
 from spice_select.features.gather import foresee, gather
+from spice_select.features.heldout import read_heldout, require_heldout
 from spice_select.features.target import TargetRows
 from spice_select.files import Lock, make_folder, remove_file, remove_tree
 from spice_select.gradients.store import GradientStore
@@ -28,7 +29,7 @@ from spice_select.run_folder import RunFolder
 from spice_select.schedule.checks import check_warmup
 from spice_select.schedule.ranks import joined
 from spice_select.selection.budget import Budget
-from spice_select.trials import Trials, read_heldout, require_heldout
+from spice_select.trials import Trials
 
 METHODS = "methods"
 RECORD = FILES[-1]

@@ -19,12 +19,13 @@ from spice_select.analysis.contest import Contest
 from spice_select.cli import main
 from spice_select.config import RunConfig, load_config
 from spice_select.demo import demo_model_path, demo_rows
+from spice_select.features.heldout import read_heldout
 from spice_select.gradients.identity import state_hash
 from spice_select.methods.random import Random
 from spice_select.pool import read_pool
 from spice_select.reporter import Clock, Silent
 from spice_select.schedule.trainer import Diverged, ProxyTrainer, TrainResult
-from spice_select.trials import Trials, read_heldout
+from spice_select.trials import Trials
 from tests.integration.command import Command, Outcome
 from tests.integration.rows import write_jsonl
 from tests.integration.test_cli_compare import record, timeless

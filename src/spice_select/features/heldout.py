@@ -1,0 +1,87 @@
+"""Held-out rows: what trainings on the picks of a comparison are measured by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from spice_select.analysis.contest_training import shared_sentence
+from spice_select.config import ModelConfig, RunConfig
+from spice_select.errors import ConfigError
+from spice_select.features.target import TargetRows, Words, encode_as, read_examples, shared_examples
+from spice_select.gradients.proxy import load_tokenizer
+from spice_select.pool import Pool
+from spice_select.reporter import Clock, Reporter
+
+_WORDS = Words("held-out file", "held-out", "Held-out", "measure the loss of", None)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Rows that no method could choose, as the trained model reads them.
+
+    Attributes:
+        rows: The rows; their subtasks are the domains.
+        tokenizer: The trained model's.
+        in_pool: Rows of them that the pool holds as well.
+    """
+
+    rows: TargetRows
+    tokenizer: Any
+    in_pool: int
+
+    @property
+    def domains(self) -> dict[str, int]:
+        """Rows by domain, in the order of their first appearance."""
+        found: dict[str, int] = {}
+        for name in self.rows.subtasks:
+            found[name] = found.get(name, 0) + 1
+        return found
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over token ids, masks and domains."""
+        content = [self.rows.encoded.digest, list(self.rows.subtasks)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def trained_model(config: RunConfig) -> ModelConfig:
+    """The model that is trained: that of the training section, else the proxy as it came."""
+    name = config.training.model
+    if name in ("", config.model.name):
+        return config.model
+    return config.model.model_copy(update={"name": name, "revision": None, "adapter": None})
+
+
+def require_heldout(config: RunConfig) -> None:
+    """Refuse a training that could not be measured.
+
+    Raises:
+        ConfigError: No held-out rows were named.
+    """
+    if not config.training.heldout:
+        raise ConfigError("--train needs rows to measure the loss on; name a file of them with --heldout FILE.")
+
+
+def read_heldout(config: RunConfig, pool: Pool, reporter: Reporter, clock: Clock) -> HeldOut:
+    """Read and encode the files of ``training.heldout``; rows that the pool holds as well are kept, with a warning.
+
+    Raises:
+        DataError: A file that is missing, cannot be read or has no prompt and response, or no row with a response.
+        ModelError: The trained model's tokenizer cannot be read.
+    """
+    reporter.stage("Held-out rows")
+    with clock.stage("held-out rows"):
+        model = trained_model(config)
+        tokenizer = pool.tokenizer if model == config.model else load_tokenizer(model)
+        rows = read_examples(config.training.heldout, config, tokenizer, reporter, _WORDS)
+        # Whether two rows are the same is a matter of one tokenizer.
+        encoded = rows.encoded
+        if tokenizer is not pool.tokenizer:
+            encoded = encode_as(rows.rows, rows.schemas, pool.tokenizer, config)
+        in_pool = shared_examples(encoded, pool.encoded)
+    if in_pool:
+        reporter.warn(shared_sentence(in_pool, len(rows)))
+    return HeldOut(rows, tokenizer, in_pool)
