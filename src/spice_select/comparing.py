@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spice_select.analysis.contest import ChoiceCost, Contest, Contestant, Taken
@@ -299,10 +299,13 @@ def _choice(ground: _Field, entrant: _Entrant, seed: int, budget: Budget) -> Sav
         bench.reporter.note(f"{label}: {len(kept.indices):,} rows, as chosen before")
         return kept
     before, bench.passes = bench.passes, {}
+    told = len(bench.warnings)
     try:
         inputs = gather(spec.method, bench, budget, ground.store, seed=seed)
         with bench.clock.stage("choices"), metered() as meter:
             choice = spec.method.choose(inputs)
+        # Warnings of its measurements belong to the choice: a later run that finds it on disk must tell them too.
+        choice = replace(choice, warnings=tuple(dict.fromkeys([*bench.warnings[told:], *choice.warnings])))
     finally:
         # What training methods measure while they choose is theirs too.
         used, bench.passes = bench.passes, {**before, **bench.passes}

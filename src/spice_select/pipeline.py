@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -281,10 +282,12 @@ def _hand_over(
     warm: WarmUp | None,
 ) -> RunResult:
     """Results of a method that maximises something other than Fisher information."""
+    told = tuple(bench.warnings)
     for line in choice.notes:
         bench.reporter.note(line)
     for line in choice.warnings:
         bench.reporter.warn(line)
+    choice = replace(choice, warnings=tuple(dict.fromkeys([*told, *choice.warnings])))
     bench.reporter.stage("Results")
     make_folder(folder.path)
     with Lock.exclusive(folder.path / ".lock", str(folder.path)):

@@ -15,8 +15,10 @@ import pytest
 import yaml
 
 from spice_select.analysis.record import SelectionRecord
+from spice_select.demo import demo_rows
 from spice_select.methods import method_names
 from tests.integration.command import Command
+from tests.integration.rows import write_jsonl
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods"
 
@@ -217,3 +219,32 @@ def test_a_dry_run_prices_what_the_method_needs(command: Command, rows_file: Pat
     assert rated["measuring_seconds"] > 2 * ifd["measuring_seconds"]
     said = command("run", rows_file, "--model", model, "--budget", "4", "--dry-run", "--method", "random").out
     assert "as method random needs none" in said and "selection" not in said
+
+
+def test_select_takes_another_method_of_the_same_gradients(
+    command: Command, rows_file: Path, model: Path, tmp_path: Path
+) -> None:
+    run(command, rows_file, model, tmp_path / "spice", "--budget", "6")
+    outcome = command("select", tmp_path / "spice", "--method", "dpp", "--output", tmp_path / "dpp", "--quiet")
+    assert outcome.code == 0, outcome.err
+    record = SelectionRecord.read(tmp_path / "dpp" / "selection.json")
+    assert record.method is not None and record.method.name == "dpp" and record.information is not None
+    assert "spice-select run --method ifd" in command.refused(
+        2, "select", tmp_path / "spice", "--method", "ifd", "--output", tmp_path / "ifd"
+    )
+
+
+def test_copies_tie_and_a_warning_of_a_measurement_is_kept(command: Command, model: Path, tmp_path: Path) -> None:
+    """Copies lie in other batches, so that what is measured of them differs by rounding."""
+    rows = demo_rows(seed=5)[:12]
+    pool = write_jsonl(tmp_path / "twice.jsonl", [*rows, *reversed(rows)])
+    for name in ("selectit", "ifd"):
+        run(command, pool, model, tmp_path / name, "--budget", "24", "--method", name)
+        order = picks(tmp_path / name)
+        assert all(order.index(row) < order.index(23 - row) for row in range(12)), name
+    target = write_jsonl(tmp_path / "target.jsonl", demo_rows(seed=6)[:3])
+    record = run(
+        command, pool, model, tmp_path / "less", "--budget", "4", "--method", "less", "--target", str(target),
+        "--set", "method.epochs=1", "--set", "method.dim=64",
+    )  # fmt: skip
+    assert any("optimiser step" in line for line in record.warnings)

@@ -15,6 +15,7 @@ def select(
     folder: Annotated[str, typer.Argument(help="Output of `collect` or `run`.")],
     budget: o.Budget = None,
     output: o.Output = None,
+    method: o.Method = None,
     overrides: o.Set = None,
     preset: o.Preset = None,
     overwrite: o.Overwrite = False,
@@ -33,7 +34,7 @@ def select(
             reporter,
             budget=budget,
             output=output,
-            overrides=overrides or [],
+            overrides=[*([] if method is None else [f"method.name={method}"]), *(overrides or [])],
             preset=preset,
             overwrite=overwrite,
         )

@@ -193,6 +193,17 @@ class Encoded:
         state.update(np.ascontiguousarray(self.status).tobytes())
         return state.hexdigest()
 
+    @property
+    def first_of_equal(self) -> Int[np.ndarray, " rows"]:
+        """The first usable row that the model sees just as this one; a row that can't be used stands for itself."""
+        found = np.arange(len(self))
+        rows = np.flatnonzero(self.usable)
+        if len(rows):
+            keys = np.ascontiguousarray(self.digests[rows]).view(np.dtype((np.void, self.digests.shape[1]))).ravel()
+            _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+            found[rows] = rows[first[which.ravel()]]
+        return found
+
     def with_excluded(self, excluded: Bool[np.ndarray, " rows"]) -> Encoded:
         """The same rows, of which some are left out."""
         status = np.where(excluded, np.uint8(Status.EXCLUDED), self.status).astype(np.uint8)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from spice_select.analysis.record import SelectionRecord
 from spice_select.config import RunConfig
+from spice_select.data.columns import column_values, to_array
 from spice_select.data.messages import to_conversation
 from spice_select.data.rows import RowSet
 from spice_select.data.schema import detect_schemas
@@ -100,7 +101,12 @@ def _columns(rows: RowSet, config: RunConfig) -> tuple[pa.Table, tuple[str, ...]
     columns: list[pa.ChunkedArray | pa.Array] = []
     for place, name in enumerate(prepared.table.column_names):
         # Originals come first, in their order, whatever they are called now; rows that cannot be trained have them too.
-        if place < len(kept):
+        if place < len(kept) and name == "messages":
+            values = column_values(originals.column(kept[place]))
+            for index, turns in zip(usable.tolist(), column_values(prepared.table.column(name)), strict=True):
+                values[index] = turns
+            columns.append(to_array(values))
+        elif place < len(kept):
             columns.append(originals.column(kept[place]))
         else:
             columns.append(_scattered(prepared.table.column(name), usable, len(rows)))

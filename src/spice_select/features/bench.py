@@ -23,7 +23,7 @@ from spice_select.gradients.manifest import build_manifest
 from spice_select.gradients.proxy import Proxy
 from spice_select.gradients.store import GradientStore
 from spice_select.pool import Pool
-from spice_select.reporter import Clock, Reporter, heard
+from spice_select.reporter import Clock, Listening, Reporter, heard
 
 
 class Passes(BaseModel):
@@ -113,6 +113,7 @@ class Bench:
         load: Loads the proxy as the run uses it (warmed up, where it is), called at most once.
         load_base: Loads the proxy as it came, for a method that trains it in place.
         passes: What was measured so far, by name of the measurement.
+        warnings: What the reporter was warned of by measurements.
     """
 
     config: RunConfig
@@ -124,6 +125,12 @@ class Bench:
     load_base: Callable[[], Proxy]
     passes: dict[str, Passes] = field(default_factory=dict)
     _stores: dict[Path, GradientStore] = field(default_factory=dict, repr=False)
+
+    warnings: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        listening = Listening(self.reporter)
+        self.reporter, self.warnings = listening, listening.warnings
 
     @cached_property
     def proxy(self) -> Proxy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def gather(method: Method, bench: Bench, budget: Budget, store: GradientStore | 
         found["learner"] = lambda: make_learner(bench, method, seed=seed)
     if target is not None and "target" not in found:
         found["target"] = Target(target.subtasks)
-    return Inputs(
+    inputs = Inputs(
         n=len(pool.rows),
         candidates=candidates,
         response_tokens=pool.encoded.response_tokens,
@@ -88,9 +89,13 @@ def gather(method: Method, bench: Bench, budget: Budget, store: GradientStore | 
         labels=group_labels(config, pool),
         quotas=config.selection.quotas,
         in_hand=in_hand,
+        equal=pool.encoded.first_of_equal,
         selection=config.selection.model_dump(),
         **found,
     )
+    if inputs.embeddings is not None:
+        inputs = replace(inputs, embeddings=inputs.settled(inputs.embeddings))
+    return inputs
 
 
 def foresee(methods: Sequence[Method], bench: Bench) -> None:

@@ -126,7 +126,7 @@ def ranked(
     dropped: str = "no other row has a score",
     remedy: str = "give a smaller budget",
 ) -> Choice:
-    """Choose the rows with the highest scores; the lowest row number wins a tie.
+    """Choose the rows with the highest scores; the lowest row number wins a tie, and equal rows tie.
 
     Args:
         inputs: The rows and the budget.
@@ -136,7 +136,7 @@ def ranked(
         dropped: Why rows may have no score, for the warning where too few have one.
         remedy: What to do about that.
     """
-    values = np.asarray(scores, dtype=np.float64)
+    values = inputs.settled(np.asarray(scores, dtype=np.float64))
     assert values.shape == (inputs.n,)
     limits = inputs.limits(known=~np.isnan(values))
     asked = limits.remaining

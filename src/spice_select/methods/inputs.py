@@ -116,6 +116,8 @@ class Inputs:
         target: Target examples.
         checkpoints: Gradients at the checkpoints of a warm-up.
         learner: Starts a training from the proxy as it came.
+        equal: For every row the first one that is the same to the model: what is measured of both differs by rounding
+            alone, as batches differ. None where that is not known.
         selection: Settings of the selection section, for the methods that maximise Fisher information.
     """
 
@@ -138,7 +140,20 @@ class Inputs:
     target: Target | None = None
     checkpoints: tuple[Checkpoint, ...] = ()
     learner: Callable[[], Learner] | None = None
+    equal: Int[np.ndarray, " n"] | None = None
     selection: Mapping[str, Any] = field(default_factory=dict)
+
+    def settled(self, values: Float[np.ndarray, n *shape]) -> Float[np.ndarray, n *shape]:
+        """The values, those of equal rows made equal where they differ by rounding, so that such rows tie.
+
+        Args:
+            values: One or several numbers for every row.
+        """
+        if self.equal is None:
+            return values
+        first = values[self.equal]
+        near = np.isclose(values, first, rtol=1e-3, atol=1e-6, equal_nan=True).reshape(len(values), -1).all(axis=1)
+        return np.where(near.reshape(-1, *[1] * (values.ndim - 1)), first, values)
 
     def limits(self, known: Bool[np.ndarray, " n"] | None = None) -> Limits:
         """Rows that may be chosen and what is left of the budget; ``take`` a row to choose it.
