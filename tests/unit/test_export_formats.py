@@ -129,6 +129,8 @@ class OpenAITurn(Closed):
     content: str
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    weight: float | None = None
     train: bool | None = None
 
 
@@ -191,7 +193,7 @@ def sharegpt_back(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_llama_factory_rows_follow_its_documentation_and_come_back() -> None:
     made = llama_factory(CHOSEN)
-    assert made.warning == ""
+    assert made.warning.endswith(": 1 row without keys of turns other than role, content and tool_calls.")
     for row, chat in zip(made.rows, CHOSEN.chats, strict=True):
         ShareGPT.model_validate(row)
         unnamed = [{key: value for key, value in said.items() if key != "name"} for said in chat.messages]
@@ -205,7 +207,7 @@ def test_what_llama_factory_cannot_hold_is_counted_in_one_sentence() -> None:
     assert [ShareGPT.model_validate(row) for row in made.rows] and len(made.rows) == 2
     assert "2 rows left out, as question and answer do not alternate" in made.warning
     assert "1 row without the text that stands beside a tool call" in made.warning
-    assert "1 row without the names of speakers" in made.warning
+    assert "1 row without keys of turns other than role, content and tool_calls" in made.warning
     assert made.warning.count(".") == 1
 
 
@@ -223,6 +225,21 @@ def test_axolotl_rows_follow_its_documentation_and_come_back(last_only: bool) ->
         wanted = [tool if "function" in tool else {"type": "function", "function": tool} for tool in chat.tools or ()]
         assert back.get("tools", []) == wanted
     assert CALL["function"]["arguments"] == {"town": "Oslo", "days": 2}  # the rows themselves are left alone
+
+
+def test_a_turn_of_weight_0_is_marked_or_counted(tmp_path: Path) -> None:
+    weighed = Chosen((Chat([turn("user", "1"), turn("assistant", "no", weight=0), *LONG.messages[-2:]]), PLAIN))
+    for make in (trl_messages, llama_factory):
+        assert "1 row with a turn of weight 0, which is trained all the same" in make(weighed).warning
+    assert trl_prompt_completion(weighed).warning == ""  # the turn is part of a prompt there
+    made = axolotl(weighed)
+    assert [[said["train"] for said in OpenAI.model_validate(row).model_dump()["messages"]] for row in made.rows] == [
+        [False, False, False, True],
+        [False, True],
+    ]
+    _, stanza = write_axolotl(weighed, tmp_path, "picked")
+    read = ChatTemplate.model_validate(yaml.safe_load(stanza)["datasets"][0])
+    assert read.roles_to_train == [] and read.message_field_training == "train"
 
 
 def test_axolotl_folder_has_the_rows_and_a_stanza_to_paste(tmp_path: Path) -> None:
@@ -339,7 +356,7 @@ SOURCES = (
 def test_a_runs_rows_come_without_special_tokens_at_the_end(tmp_path: Path) -> None:
     write(tmp_path / "out", pool(tmp_path, *SOURCES), [1, 0], special_tokens=["<|end|>"])
     chosen = read_trained(tmp_path / "out" / "data")
-    assert chosen.calls_tools and len(chosen) == 2
+    assert len(chosen) == 2
     assert chosen.chats[1].messages == [turn("user", "p"), turn("assistant", "c")]
     assert chosen.chats[0] == Chat(
         [turn("system", "s"), turn("user", "w?"), turn("assistant", tool_calls=[CALL]), turn("tool", "blue"),

@@ -44,11 +44,6 @@ class Chosen:
     def __len__(self) -> int:
         return len(self.chats) + len(self.texts)
 
-    @property
-    def calls_tools(self) -> bool:
-        """Whether any row offers a tool or calls one."""
-        return any(chat.tools or any("tool_calls" in turn for turn in chat.messages) for chat in self.chats)
-
 
 def read_trained(data: Path) -> Chosen:
     """What a run's rows train on, in order of choice.

@@ -49,12 +49,17 @@ class Converted:
     warning: str = ""
 
 
+_WEIGHED = "with a turn of weight 0, which is trained all the same"
+
+
 def trl_messages(chosen: Chosen) -> Converted:
     """TRL's language modelling form: ``messages`` with ``tools`` as JSON text, or ``text``."""
     if chosen.texts:
         return Converted([{"text": text} for text in chosen.texts])
     offered = any(chat.tools for chat in chosen.chats)
-    return Converted([{"messages": chat.messages, **_tools_text(chat, offered)} for chat in chosen.chats])
+    rows = [{"messages": chat.messages, **_tools_text(chat, offered)} for chat in chosen.chats]
+    lost = Counter({_WEIGHED: sum(any(map(_untrained, chat.messages)) for chat in chosen.chats)})
+    return Converted(rows, (), _warning("TRL's messages form", lost))
 
 
 def trl_prompt_completion(chosen: Chosen) -> Converted:
@@ -73,6 +78,7 @@ def trl_prompt_completion(chosen: Chosen) -> Converted:
             lost["left out, as nothing comes before the response"] += 1
             continue
         earlier += any(turn["role"] == "assistant" for turn in prompt)
+        lost[_WEIGHED] += _untrained(completion[0])
         rows.append({"prompt": prompt, "completion": completion, **_tools_text(chat, offered)})
     notes = (
         f"{_rows(earlier)} {'has' if earlier == 1 else 'have'} earlier assistant turns, which are part of the prompt"
@@ -100,12 +106,16 @@ def llama_factory(chosen: Chosen) -> Converted:
         lost["without the text that stands beside a tool call"] += any(
             turn.get("tool_calls") and turn["content"] for turn in turns
         )
-        lost["without the names of speakers"] += any("name" in turn and turn["role"] != "tool" for turn in turns)
+        lost["without keys of turns other than role, content and tool_calls"] += any(
+            turn.keys() - _HELD for turn in chat.messages
+        )
+        lost[_WEIGHED] += any(map(_untrained, turns))
         tools = [tool.get("function", tool) for tool in chat.tools or ()]
         rows.append({"conversations": said, "system": system, "tools": _dump(tools) if tools else ""})
     return Converted(rows, (), _warning("LLaMA-Factory's form", lost))
 
 
+_HELD = {"role", "content", "tool_calls", "weight"}
 _SIDES = (("human", "observation"), ("gpt", "function_call"))
 _FROM = {"user": "human", "assistant": "gpt", "tool": "observation"}
 
@@ -125,16 +135,22 @@ def axolotl(chosen: Chosen, *, last_only: bool = False) -> Converted:
     Args:
         chosen: The rows.
         last_only: Mark the last turn of each row as the only one that is trained.
+
+    Every turn has a key ``train`` where not all assistant turns are trained (:func:`marks_turns`).
     """
+    marked = marks_turns(chosen, last_only=last_only)
     if chosen.texts:
         return Converted([{"text": text} for text in chosen.texts])
     rows = []
     offered = any(chat.tools for chat in chosen.chats)
     for chat in chosen.chats:
         messages = [_text_arguments(turn) for turn in chat.messages]
-        if last_only:
+        if marked:
             final = len(messages) - 1
-            messages = [{**turn, "train": place == final} for place, turn in enumerate(messages)]
+            messages = [
+                {**turn, "train": _trained(turn) and (place == final or not last_only)}
+                for place, turn in enumerate(messages)
+            ]
         tools = [_text_parameters(tool) for tool in chat.tools or ()]
         rows.append({"messages": messages, **({"tools": tools or None} if offered else {})})
     wrapped = sum(any("function" not in tool for tool in chat.tools or ()) for chat in chosen.chats)
@@ -143,6 +159,20 @@ def axolotl(chosen: Chosen, *, last_only: bool = False) -> Converted:
         " them otherwise than when the rows were chosen."
     )
     return Converted(rows, (note,) if wrapped else ())
+
+
+def marks_turns(chosen: Chosen, *, last_only: bool = False) -> bool:
+    """Whether the turns that are trained must be marked one by one, as some assistant turns are not."""
+    return last_only or any(_untrained(turn) for chat in chosen.chats for turn in chat.messages)
+
+
+def _trained(turn: Turn) -> bool:
+    return turn["role"] == "assistant" and not _untrained(turn)
+
+
+def _untrained(turn: Turn) -> bool:
+    """Whether an assistant turn was kept out of the loss when the rows were chosen."""
+    return turn["role"] == "assistant" and turn.get("weight") in (0, 0.0)
 
 
 def _text_arguments(turn: Turn) -> Turn:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spice_select.analysis.record import SelectionRecord
-from spice_select.errors import ConfigError, OutputError, StoreError
+from spice_select.errors import ConfigError, OutputError, SpiceError, StoreError
 from spice_select.export.card import Raw, code_span, escape_markdown
 
 PATTERNS = ("data/*.parquet", "README.md")
@@ -49,7 +49,7 @@ def push_dataset(folder: Path, record: SelectionRecord, repository: str, *, priv
         OutputError: There is no token, the repository is public where a private one was asked for, or the Hub refused.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
@@ -89,7 +89,9 @@ def push_dataset(folder: Path, record: SelectionRecord, repository: str, *, priv
                 delete_patterns=["data/train-*.parquet"],
                 commit_message=f"{record.k} rows chosen by {record.label}",
             )
-        except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        except SpiceError:
+            raise
+        except Exception as error:  # the library's own, and those of whichever HTTP client its version uses
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
             raise OutputError(
                 f"--push-to-hub {repository} did not succeed ({reason}); check the name, the token's rights and the"

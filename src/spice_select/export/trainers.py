@@ -19,6 +19,7 @@ from spice_select.export.formats import (
     Format,
     axolotl,
     llama_factory,
+    marks_turns,
     trl_messages,
     trl_prompt_completion,
 )
@@ -185,18 +186,19 @@ def axolotl_entry(path: Path, chosen: Chosen, *, last_only: bool = False) -> dic
     entry: dict[str, Any] = {"path": str(path), "ds_type": "json"}
     if chosen.texts:
         return {**entry, "type": "completion", "field": "text"}
+    marked = marks_turns(chosen, last_only=last_only)
     present = {key for chat in chosen.chats for turn in chat.messages for key in turn}
     mapped = [key for key in ("role", "content", "name", "tool_calls", "tool_call_id") if key in present]
     entry |= {
         "type": "chat_template",
         "field_messages": "messages",
         "message_property_mappings": {key: key for key in mapped},
-        "roles_to_train": [] if last_only else ["assistant"],
+        "roles_to_train": [] if marked else ["assistant"],
         "train_on_eos": "turn",
     }
     if any(chat.tools for chat in chosen.chats):
         entry["field_tools"] = "tools"
-    if last_only:
+    if marked:
         entry["message_field_training"] = "train"
     return entry
 
