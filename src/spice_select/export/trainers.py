@@ -241,4 +241,4 @@ def _read_entries(info: Path) -> dict[str, Any]:
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with atomic_file(path) as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+            file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
