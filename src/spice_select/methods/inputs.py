@@ -143,7 +143,7 @@ class Inputs:
     equal: Int[np.ndarray, " n"] | None = None
     selection: Mapping[str, Any] = field(default_factory=dict)
 
-    def settled(self, values: Float[np.ndarray, n * shape]) -> Float[np.ndarray, n * shape]:
+    def settled(self, values: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n ..."]:
         """The values, those of equal rows made equal where they differ by rounding, so that such rows tie.
 
         Args:
