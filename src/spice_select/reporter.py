@@ -53,29 +53,30 @@ class Listening:
         reporter: The other.
 
     Attributes:
+        reporter: The other.
         warnings: What it was warned of.
     """
 
     def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
+        self.reporter = reporter
         self.warnings: list[str] = []
 
     def stage(self, name: str) -> None:
         """Announce what comes next."""
-        self._reporter.stage(name)
+        self.reporter.stage(name)
 
     def note(self, line: str) -> None:
         """A fact worth reading."""
-        self._reporter.note(line)
+        self.reporter.note(line)
 
     def warn(self, line: str) -> None:
         """Something the user should act on or know."""
         self.warnings.append(line)
-        self._reporter.warn(line)
+        self.reporter.warn(line)
 
     def advance(self, done: int, total: int, tokens: int, seconds: float, detail: str = "") -> None:
         """Examples done of all."""
-        self._reporter.advance(done, total, tokens, seconds, detail)
+        self.reporter.advance(done, total, tokens, seconds, detail)
 
 
 @dataclass

@@ -145,6 +145,8 @@ def test_orders_of_vendi() -> None:
     assert vendi(rows, q=2).measure == "Vendi, order 2"
 
 
+# The package uses a namespace that scipy is giving up.
+@pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")
 def test_vendi_agrees_with_the_reference_package() -> None:
     package = pytest.importorskip("vendi_score.vendi", reason="needs the package vendi-score")
     for rows in (random_rows(12, 30), random_rows(30, 12)):

@@ -162,7 +162,7 @@ def test_a_second_run_takes_up_everything(undisturbed: tuple[Bench, tuple[Checkp
     found = collected(again)
     assert kept(bench.folder) == before
     assert again.passes == bench.passes
-    assert any("Took up 2 of the warm-up's 2 epochs" in line for line in again.reporter.notes)  # type: ignore[attr-defined]
+    assert any("Took up 2 of the warm-up's 2 epochs" in line for line in again.reporter.reporter.notes)  # type: ignore[attr-defined]
     for one, other in zip(first, found, strict=True):
         assert one.weight == other.weight
         np.testing.assert_array_equal(rows_of(one), rows_of(other))
@@ -232,7 +232,7 @@ def test_an_epoch_that_is_whole_is_not_trained_again(tmp_path: Path, monkeypatch
     bench = bench_in(tmp_path)
     collected(bench)
     assert steps == [3, 4, 5]
-    assert "Took up 1 of the warm-up's 2 epochs that are there already." in bench.reporter.notes  # type: ignore[attr-defined]
+    assert "Took up 1 of the warm-up's 2 epochs that are there already." in bench.reporter.reporter.notes  # type: ignore[attr-defined]
 
 
 def test_a_damaged_checkpoint_is_trained_again(
@@ -245,7 +245,7 @@ def test_a_damaged_checkpoint_is_trained_again(
     again = bench_in(tmp_path)
     collected(again)
     assert kept(again.folder) == kept(undisturbed[0].folder)
-    assert not any("Took up" in line for line in again.reporter.notes)  # type: ignore[attr-defined]
+    assert not any("Took up" in line for line in again.reporter.reporter.notes)  # type: ignore[attr-defined]
 
 
 def test_another_seed_or_setting_is_another_training(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_rows_left_out_are_not_trained_on(tmp_path: Path) -> None:
     left_out.write_text(str(list(range(1, 18))))
     bench = bench_in(tmp_path, selection={"exclude": str(left_out)})
     collected(bench, METHOD.model_copy(update={"epochs": 1}))
-    assert any(line.startswith("Epoch 1 of 1: 1 optimiser steps on 1 rows") for line in bench.reporter.notes)  # type: ignore[attr-defined]
+    assert any(line.startswith("Epoch 1 of 1: 1 optimiser steps on 1 rows") for line in bench.reporter.reporter.notes)  # type: ignore[attr-defined]
     left_out.write_text(str(list(range(18))))
     with pytest.raises(DataError, match="No row is left for the warm-up"):
         collected(bench)
