@@ -35,8 +35,15 @@ def of_method(cost: Cost, method: Method, engine: GradientEngine, encoded: Encod
     needs = method.required()
     others = needs - {Need.GRADIENTS, Need.TARGET}
     update: dict[str, object] = {}
+    kept = cost.disk_bytes if Need.GRADIENTS in needs else 0
     if Need.GRADIENTS not in needs:
-        update |= {"gradient_seconds": 0.0, "disk_bytes": 0, "flops": 0.0, "gradient_dim": 0, "selection_seconds": 0.0}
+        update |= {
+            "gradient_seconds": 0.0,
+            "disk_bytes": kept,
+            "flops": 0.0,
+            "gradient_dim": 0,
+            "selection_seconds": 0.0,
+        }
         if not others:
             update |= {"measured_batches": 0, "peak_memory_bytes": 0}
     if others:
@@ -71,7 +78,7 @@ def of_method(cost: Cost, method: Method, engine: GradientEngine, encoded: Encod
         update |= {
             "measuring_seconds": seconds,
             "training_seconds": cost.training_seconds + training,
-            "disk_bytes": int(update.get("disk_bytes", cost.disk_bytes)) + disk,  # type: ignore[call-overload]
+            "disk_bytes": kept + disk,
         }
     return cost.model_copy(update={**update, "method": method.name})
 

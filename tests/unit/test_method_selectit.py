@@ -9,7 +9,7 @@ import pytest
 
 from spice_select.errors import ConfigError
 from spice_select.methods import Inputs, make_method
-from spice_select.methods.selectit import SelectIt, sentence_scores, token_scores
+from spice_select.methods.selectit import SelectIt, model_scores, sentence_scores, token_scores
 from spice_select.selection.budget import Budget
 
 FIVE = [
@@ -94,3 +94,10 @@ def test_rows_that_may_not_be_chosen() -> None:
 def test_bad_settings_are_named(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))[:8]):
         make_method("selectit", settings)
+
+
+def test_the_worked_scores_of_several_models() -> None:
+    scores = np.array([[0.30, 0.40, 0.50]])
+    assert model_scores(scores, (7, 13, 70)) == pytest.approx([0.47], abs=1e-6)
+    assert model_scores(scores, (7, 13, 70), official=True) == pytest.approx([0.753889], abs=1e-6)
+    assert model_scores(scores[:, :1], (7,)) == pytest.approx([0.30])

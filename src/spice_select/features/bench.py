@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from spice_select.analysis.record import PassRecord
 from spice_select.config import RunConfig
 from spice_select.data.encoded import Encoded
 from spice_select.features.target import TargetRows, read_target
@@ -26,26 +27,8 @@ from spice_select.pool import Pool
 from spice_select.reporter import Clock, Listening, Reporter, heard
 
 
-class Passes(BaseModel):
-    """What a measurement took, all runs that worked on it together.
-
-    Attributes:
-        what: What was measured.
-        forwards: Examples that went forward through the model, each time counted.
-        backwards: Examples that went backward through it.
-        tokens: Tokens of the forward passes, padding aside.
-        backward_tokens: Tokens of the backward passes.
-        seconds: Time.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    what: str
-    forwards: int = 0
-    backwards: int = 0
-    tokens: int = 0
-    backward_tokens: int = 0
-    seconds: float = 0.0
+class Passes(PassRecord):
+    """What a measurement took, all runs that worked on it together, and a sum of such."""
 
     def plus(self, other: Passes) -> Passes:
         """The sum of both, under the name of the first."""

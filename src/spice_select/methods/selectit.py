@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -72,3 +73,21 @@ def token_scores(
 def sentence_scores(scores: Float[np.ndarray, "n prompts"], alpha: float) -> Float[np.ndarray, " n"]:
     """Mean over the prompts, less the more they differ: mean / (1 + alpha * population standard deviation)."""
     return scores.mean(axis=-1) / (1 + alpha * scores.std(axis=-1))
+
+
+def model_scores(
+    scores: Float[np.ndarray, "n models"], sizes: Sequence[float], *, official: bool = False
+) -> Float[np.ndarray, " n"]:
+    """Sentence scores of several models as one, each weighted by its size; the identity for a single model.
+
+    Args:
+        scores: Sentence scores by model.
+        sizes: Parameters of each model, in any unit.
+        official: As the authors' code does it: all but the last of the weights are shares of the others' sizes alone,
+            so that they do not sum to 1.
+    """
+    weights = np.asarray(sizes, dtype=np.float64)
+    totals = np.full(len(weights), weights.sum())
+    if official and len(weights) > 1:
+        totals[:-1] = weights[:-1].sum()
+    return scores @ (weights / totals)
