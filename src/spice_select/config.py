@@ -229,23 +229,38 @@ class MethodConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How a comparison trains on the picks of every method, to measure the loss on held-out rows."""
+    """How a model is fine-tuned on a subset: by ``train``, by a study, and by a comparison that trains."""
 
     model: str = ""
     """Folder or Hub id of the model that is trained; the proxy where empty."""
+    mode: Literal["lora", "full"] = "lora"
+    """Train low-rank adapters, or every weight."""
     epochs: int = Field(default=3, ge=1)
     """Passes over the picks."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps in place of epochs; the rows are passed again and again until then."""
     lr: float = Field(default=5e-5, gt=0)
     """Highest learning rate."""
     lora_r: int = Field(default=16, ge=1)
     lora_alpha: float = Field(default=32.0, gt=0)
     dropout: float = Field(default=0.05, ge=0, lt=1)
     batch_size: int = Field(default=4, ge=1)
-    """Examples of one optimiser step."""
+    """Examples of one optimiser step, over all devices."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Examples of one forward pass on one device, gradients being summed up to ``batch_size``; all of them if absent."""
     scheduler: Literal["constant", "linear", "cosine"] = "cosine"
     """Learning rate after its rise; it follows optimiser steps."""
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     """Share of the optimiser steps in which the learning rate rises."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients longer than this are cut to it."""
+    autocast: bool = True
+    """Compute in bfloat16 where the device can and the weights are float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them."""
+    save_steps: int = Field(default=200, ge=1)
+    """Optimiser steps between two checkpoints of ``train``, from which it resumes."""
     heldout: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     """Files of held-out rows; their column ``subtask``, else the file, names each row's domain."""
 
