@@ -68,6 +68,14 @@ class TokenBatch:
             torch.from_numpy(np.concatenate(weights)).to(device, torch.float32),
         )
 
+    @staticmethod
+    def of_labels(ids: Int[Tensor, "b t"], labels: Int[Tensor, "b t"], mask: Int[Tensor, "b t"]) -> TokenBatch:
+        """A batch as trainers hold it, where it is padded on the right; a label below 0 is none."""
+        rows, positions = (labels[:, 1:] >= 0).nonzero(as_tuple=True)
+        counts = torch.bincount(rows, minlength=len(ids)).clamp(min=1)
+        lengths = tuple(mask.sum(1).tolist())
+        return TokenBatch(ids, lengths, rows, positions, labels[rows, positions + 1], 1.0 / counts[rows].float())
+
     def attention_mask(self) -> Int[Tensor, "b t"]:
         """1 for a token, 0 for padding."""
         lengths = torch.tensor(self.lengths, device=self.ids.device)
@@ -131,6 +139,12 @@ class TokenLoss:
             token_losses = torch.nn.functional.cross_entropy(logits, batch.labels[piece], reduction="none")
             losses.index_add_(0, batch.rows[piece].cpu(), _weighted(token_losses, batch.weights[piece]))
         return losses
+
+    def total(self, batch: TokenBatch) -> Float[Tensor, ""]:
+        """Sum of the losses of all labels, each weighing 1, as autograd carries it; float32, on the model's device."""
+        states = self._states(batch)
+        logits = self._head(states[batch.rows, batch.positions]).float()
+        return torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
 
     def _pieces(self, count: int) -> Iterator[slice]:
         step = max(32, _PIECE // int(self._causal.config.get_text_config().vocab_size))
