@@ -24,10 +24,10 @@ from spice_select.config import AdapterConfig, GradientConfig, ModelConfig, RunC
 from spice_select.data.encoded import Encoded, Example
 from spice_select.errors import ModelError, OutputError, ResourceError, SpiceError
 from spice_select.features.heldout import HeldOut, trained_model
+from spice_select.features.heldout_losses import domain_means, row_losses
 from spice_select.features.losses import LossEngine
 from spice_select.features.target import encode_as
 from spice_select.files import make_folder, write_text
-from spice_select.gradients.batches import out_of_memory, plan_batches
 from spice_select.gradients.proxy import Proxy, load_proxy
 from spice_select.pool import Pool
 from spice_select.reporter import Clock, Reporter, heard
@@ -251,31 +251,11 @@ class Trials:
 
     def _measure(self) -> np.ndarray:
         """Loss of every held-out row with the weights as they are, without dropout."""
-        encoded = self._held.rows.encoded
-        examples = [encoded.example(index) for index in range(len(encoded))]
-        losses = np.zeros(len(examples))
-        for members in plan_batches(np.array([len(one.input_ids) for one in examples]), self._batch_tokens):
-            batch = [examples[index] for index in members]
-            try:
-                found = self._losses.batch([one.input_ids for one in batch], [one.labels_mask for one in batch])
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                raise ResourceError(
-                    "A batch of held-out rows doesn't fit into memory; set gradients.batch_tokens below "
-                    f"{self._batch_tokens}, or a smaller data.max_length."
-                ) from None
-            losses[members] = found.losses
-        return losses
+        return row_losses(self._losses, self._held.rows, self._batch_tokens)
 
     def _numbers(self, seed: int, losses: np.ndarray) -> TrainingNumbers:
-        by_domain: dict[str, list[float]] = {}
-        for name, loss in zip(self._held.rows.subtasks, losses.tolist(), strict=True):
-            by_domain.setdefault(name, []).append(loss)
-        means = {name: _mean(found) for name, found in by_domain.items()}
-        return TrainingNumbers(
-            seed=seed, loss_macro=_mean(list(means.values())), loss_micro=_mean(losses.tolist()), by_domain=means
-        )
+        means = domain_means(self._held.rows.subtasks, losses)
+        return TrainingNumbers(seed=seed, loss_macro=means.macro, loss_micro=means.micro, by_domain=means.by_domain)
 
 
 def _read(path: Path, identity: str) -> SavedTrial | None:
@@ -295,10 +275,6 @@ def _write(path: Path, trial: SavedTrial) -> None:
 def _shown(model: ModelConfig) -> str:
     """A model's name; of a folder the last part."""
     return Path(model.name).name if Path(model.name).exists() else model.name
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _digest(content: Any) -> str:

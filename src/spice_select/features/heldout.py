@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from spice_select.analysis.contest_training import shared_sentence
 from spice_select.config import ModelConfig, RunConfig
 from spice_select.errors import ConfigError
+from spice_select.features.heldout_losses import rows_digest
 from spice_select.features.target import TargetRows, Words, encode_as, read_examples, shared_examples
 from spice_select.gradients.proxy import load_tokenizer
 from spice_select.pool import Pool
@@ -43,8 +42,7 @@ class HeldOut:
     @property
     def digest(self) -> str:
         """SHA-256 over token ids, masks and domains."""
-        content = [self.rows.encoded.digest, list(self.rows.subtasks)]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return rows_digest(self.rows)
 
 
 def trained_model(config: RunConfig) -> ModelConfig:
@@ -65,6 +63,15 @@ def require_heldout(config: RunConfig) -> None:
         raise ConfigError("--train needs rows to measure the loss on; name a file of them with --heldout FILE.")
 
 
+def read_heldout_rows(config: RunConfig, tokenizer: Any, reporter: Reporter) -> TargetRows:
+    """Read and encode the files of ``training.heldout`` where there is no pool.
+
+    Raises:
+        DataError: A file that is missing, cannot be read or has no prompt and response, or no row with a response.
+    """
+    return read_examples(config.training.heldout, config, tokenizer, reporter, _WORDS)
+
+
 def read_heldout(config: RunConfig, pool: Pool, reporter: Reporter, clock: Clock) -> HeldOut:
     """Read and encode the files of ``training.heldout``; rows that the pool holds as well are kept, with a warning.
 
@@ -76,7 +83,7 @@ def read_heldout(config: RunConfig, pool: Pool, reporter: Reporter, clock: Clock
     with clock.stage("held-out rows"):
         model = trained_model(config)
         tokenizer = pool.tokenizer if model == config.model else load_tokenizer(model)
-        rows = read_examples(config.training.heldout, config, tokenizer, reporter, _WORDS)
+        rows = read_heldout_rows(config, tokenizer, reporter)
         # Whether two rows are the same is a matter of one tokenizer.
         encoded = rows.encoded
         if tokenizer is not pool.tokenizer:
