@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from spice_select.analysis.study_summary import Interval
 
@@ -97,7 +97,11 @@ class Spread:
 
     @property
     def both(self) -> Part | None:
-        """Over seeds and rows: their sum less what is in both, and never less than either."""
+        """Over seeds and rows: their sum less what is in both, and never a narrower interval than that over the seeds.
+
+        With few seeds, the degrees of freedom of the sum (Satterthwaite's) promise too much when the seeds vary by
+        chance less than they should; the interval over the seeds is then the wider one, and is taken instead.
+        """
         if self.seeds is None or self.rows is None:
             return None
         first, second = self.seeds, self.rows
@@ -105,7 +109,8 @@ class Spread:
         if total <= 0:
             return Part(0.0, first.freedom)
         parts = sum(part.variance**2 / part.freedom for part in (first, second))
-        return Part(max(first.variance, second.variance, total - self.shared), total**2 / parts)
+        whole = Part(max(first.variance, second.variance, total - self.shared), total**2 / parts)
+        return max((whole, first), key=lambda part: _quantile(part.freedom) * math.sqrt(part.variance))
 
 
 Term = tuple[float, Sample]
@@ -142,7 +147,7 @@ def interval(mean: float, part: Part | None, *, level: float = LEVEL) -> Interva
     if part is None:
         return None
     error = math.sqrt(max(part.variance, 0.0))
-    reach = float(stats.t.ppf(1 - level / 2, part.freedom)) * error
+    reach = _quantile(part.freedom, level) * error
     return Interval(low=mean - reach, high=mean + reach, error=error, freedom=part.freedom)
 
 
@@ -152,14 +157,14 @@ def two_sided(mean: float, found: Interval | None) -> float | None:
         return None
     if found.error == 0:
         return 1.0 if mean == 0 else None
-    return float(2 * stats.t.sf(abs(mean) / found.error, found.freedom))
+    return float(2 * special.stdtr(found.freedom, -abs(mean) / found.error))
 
 
 def not_worse(mean: float, found: Interval, margin: float) -> float:
     """One-sided probability of so low an excess, if the true one were the margin; lower is better."""
     if found.error == 0:
         return 0.0 if mean < margin else 1.0
-    return float(stats.t.cdf((mean - margin) / found.error, found.freedom))
+    return float(special.stdtr(found.freedom, (mean - margin) / found.error))
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
@@ -186,14 +191,14 @@ def detectable(error: float, freedom: float, *, tests: int = 1, power: float = P
         power: The probability.
         level: Size of all tests together.
     """
-    critical = float(stats.t.ppf(1 - level / (2 * max(tests, 1)), freedom))
+    critical = _quantile(freedom, level / max(tests, 1))
     # The test's denominator varies: its distribution is averaged over, which stays exact where the noncentral t
     # distribution's series fail, at one degree of freedom.
     chance = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
-    scales = critical * np.sqrt(stats.chi2.ppf(chance, freedom) / freedom)
+    scales = critical * np.sqrt(special.chdtri(freedom, chance) / freedom)
 
     def short(shift: float) -> float:
-        return float((stats.norm.cdf(shift - scales) + stats.norm.cdf(-shift - scales)).mean()) - power
+        return float((special.ndtr(shift - scales) + special.ndtr(-shift - scales)).mean()) - power
 
     high = 1.0
     while short(high) < 0:
@@ -216,7 +221,7 @@ def fieller(
 
     def beyond(mean: float, part: Part | None) -> float:
         assert part is not None
-        return abs(mean) - float(stats.t.ppf(1 - LEVEL / 2, part.freedom)) * math.sqrt(max(part.variance, 0.0))
+        return abs(mean) - _quantile(part.freedom) * math.sqrt(max(part.variance, 0.0))
 
     if gain[1] is None or beyond(*gain) <= 0:
         return None
@@ -233,6 +238,11 @@ def fieller(
             continue
         ends.append(_root(lambda ratio: beyond(*terms(ratio)), inner, outer))
     return ends[0], ends[1]
+
+
+def _quantile(freedom: float, level: float = LEVEL) -> float:
+    """Two-sided quantile of the t distribution."""
+    return float(special.stdtrit(freedom, 1 - level / 2))
 
 
 def _root(of: Callable[[float], float], low: float, high: float) -> float:

@@ -142,7 +142,7 @@ class Table:
         if found.assumed:
             note = f"{other.label if second.n == 1 else arm.label} has one seed; its spread is taken to be the other's"
         # One seed on either side is no ground for a test, whatever is assumed of its spread.
-        tested = None if min(first.n, second.n) < 2 else both or seeds
+        chances = [estimates.two_sided(mean, one) for one in (seeds, both)] if min(first.n, second.n) > 1 else []
         return Difference(
             measure=measure,
             other=other.label,
@@ -153,7 +153,8 @@ class Table:
             seeds=seeds,
             rows=estimates.interval(mean, found.rows),
             both=both,
-            p=estimates.two_sided(mean, tested),
+            # Over the seeds and over seeds and rows: what is claimed must hold by both.
+            p=max((chance for chance in chances if chance is not None), default=None),
             note=note,
         )
 
@@ -192,11 +193,13 @@ class Table:
         chances: list[float | None] = []
         for line in family.arms:
             found = line.from_full(self.primary)
-            known = None if found is None or min(found.n, found.n_other) < 2 else found.both or found.seeds
-            if found is None or known is None or line.failed:
-                chances.append(None)
-            else:
-                chances.append(estimates.not_worse(sign * found.mean, known, family.margin))
+            known = [] if found is None or min(found.n, found.n_other) < 2 else [found.both, found.seeds]
+            tests = [
+                estimates.not_worse(sign * found.mean, one, family.margin)
+                for one in known
+                if found is not None and one is not None
+            ]
+            chances.append(None if line.failed else max(tests, default=None))
         adjusted = estimates.holm(chances)
         return tuple(
             line.arm
