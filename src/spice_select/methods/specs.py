@@ -85,6 +85,24 @@ def parse_specs(text: str | Sequence[str], *, target: bool = False) -> tuple[Spe
     return tuple(specs)
 
 
+def split_specs(text: str | Sequence[str]) -> list[tuple[str, *tuple[tuple[str, str, Any], ...]]]:
+    """The parts of specs before any is looked up: names, and of each setting its key, its text and its value.
+
+    Args:
+        text: As :func:`parse_specs` takes it.
+
+    Raises:
+        ConfigError: A part that is no ``key=value``, or a key given twice.
+    """
+    texts = [text] if isinstance(text, str) else list(text)
+    found = []
+    for part in (part.strip() for one in texts for part in _split(one, ",") if part.strip()):
+        name, settings = _read(part)
+        pieces = {piece.partition("=")[0].strip(): piece for piece in _split(part, ":")[1:]}
+        found.append((name, *((key, pieces[key], value) for key, value in settings.items())))
+    return found
+
+
 def needs_target(specs: Sequence[Spec]) -> list[str]:
     """Labels of the specs that need target examples."""
     return [spec.label for spec in specs if Need.TARGET in spec.method.required()]

@@ -1,0 +1,333 @@
+"""A study from its plan to its table: choices, trainings, evaluations, each once, in any number of processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spice_select.analysis.study_record import UNTRAINED, WHOLE, Equal, Outcome, Study, StudyPlan
+from spice_select.analysis.study_statistics import summarise
+from spice_select.config import RunConfig, TrainingConfig, to_yaml
+from spice_select.errors import ConfigError, OutputError
+from spice_select.features.heldout import trained_model
+from spice_select.files import Lock, make_folder, remove_file, write_text
+from spice_select.pool import Pool, excluded_rows, read_pool
+from spice_select.preconditions import require_named
+from spice_select.reporter import Clock, Reporter
+from spice_select.results import versions
+from spice_select.run_folder import differences
+from spice_select.study.arms import FULL, StudyArm
+from spice_select.study.choosing import Choosing, Chosen, StudyBudget, budgets_of, choose_all, share_of
+from spice_select.study.heldout import held_out
+from spice_select.study.ledger import LEDGER, Ledger
+from spice_select.study.training import Bench, Suites, Unit
+from spice_select.training.sft import planned_steps, require_trainer
+
+CLAIMS = "claims"
+CONFIG = "study.yaml"
+_PATIENCE = 2.0
+"""Seconds between two looks at what other processes have done."""
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """What a study is beside its configuration and arms.
+
+    Attributes:
+        budgets: Shares of the pool, or rows.
+        equals: What sets of one budget have as much of.
+        seeds: Seeds.
+        full_seeds: Seeds of the training on the whole pool; the first so many.
+        holdout: Rows of every source to hold out, where no files are named.
+        ledger: The ledger; in the study's folder where None.
+        suites: Evaluates on benchmarks.
+        suites_digest: What decides their numbers.
+        overwrite: Start again.
+        share: Leave trainings that another process has begun to it, and end without waiting for them.
+    """
+
+    budgets: tuple[str, ...]
+    equals: tuple[Equal, ...]
+    seeds: tuple[int, ...]
+    full_seeds: int
+    holdout: int | None = None
+    ledger: Path | None = None
+    suites: Suites | None = None
+    suites_digest: str | None = None
+    overwrite: bool = False
+    share: bool = False
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A finished study.
+
+    Attributes:
+        folder: Where everything lies.
+        study: What ``study.json`` holds.
+    """
+
+    folder: Path
+    study: Study
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every training of the plan came to an end."""
+        return 3 if any(one.error for one in self.study.outcomes) else 0
+
+    def describe(self, width: int = 80) -> list[str]:
+        """The study in a short table."""
+        from spice_select.report.study import describe
+
+        lines = list(describe(self.study, width))
+        lines.append(f"The page is {self.folder / 'report.html'}, the numbers are {self.folder / 'study.json'}.")
+        return lines
+
+
+def study(
+    config: RunConfig, arms: Sequence[StudyArm], settings: StudySettings, reporter: Reporter
+) -> StudyResult | None:
+    """Select, train and evaluate for every arm, budget and seed, and say what can be told apart.
+
+    A study that was cut off goes on where it stopped: choices and trainings are on disk. With more seeds, arms or
+    budgets than before only what is missing is done.
+
+    Args:
+        config: The settings that all arms share.
+        arms: Ways of choosing.
+        settings: The plan.
+        reporter: Hears the progress.
+
+    Returns:
+        The study, written to ``config.output.folder``; None where ``share`` leaves the table to another process.
+
+    Raises:
+        ConfigError: A setting that is missing or does not fit.
+        DataError, ModelError: Something that cannot be read.
+        OutputError, ResourceError: Something that cannot be written.
+    """
+    begun = time.perf_counter()
+    require_named(config, output=True)
+    require_trainer()
+    folder, clock = Path(config.output.folder), Clock()
+    _claim_folder(config, folder, overwrite=settings.overwrite)
+    pool = read_pool(config, reporter, clock)
+    with Lock.acquire(folder / ".heldout.lock"):
+        config, held = held_out(config, pool, settings.holdout, folder, reporter, clock)
+    arms = [_sharing(arm, config) for arm in arms]
+    free = pool.encoded.usable & ~excluded_rows(config, pool)
+    tokens = int(pool.encoded.response_tokens[free].sum())
+    budgets = budgets_of(settings.budgets, settings.equals, int(free.sum()), tokens)
+    choices = choose_all(arms, budgets, settings.seeds, folder, reporter, clock)
+    bench = Bench(config, pool, held, folder, reporter, settings.suites, settings.suites_digest)
+    whole = Chosen(tuple(int(row) for row in free.nonzero()[0]))
+    units = _units(arms, budgets, settings, choices, whole, config.training)
+    ledger = Ledger(settings.ledger or folder / LEDGER)
+    reporter.stage("Trainings")
+    outcomes = _train_all(bench, units, ledger, folder, reporter, share=settings.share)
+    if settings.share:
+        return None
+    untrained = next((one for one in outcomes if one.budget == UNTRAINED), None)
+    plan = StudyPlan(
+        data=tuple(source.name for source in pool.rows.sources),
+        model=_shown(trained_model(config).name),
+        proxy=_shown(config.model.name),
+        rows=int(free.sum()),
+        response_tokens=tokens,
+        arms=tuple(arm.record() for arm in arms),
+        budgets=settings.budgets,
+        equals=settings.equals,
+        seeds=settings.seeds,
+        training=config.training.model_dump(mode="json", exclude={"model", "heldout"}),
+        heldout=held.domains,
+        heldout_rows=tuple(held.rows.subtasks),
+        fingerprints={
+            "rows": pool.rows.fingerprint,
+            "weights": bench.base.weights_hash,
+            "heldout": held.digest,
+        },
+        note=_seeds_note(arms),
+    )
+    trained = tuple(one for one in outcomes if one.budget != UNTRAINED)
+    losses = None if untrained is None else untrained.losses
+    found = Study(
+        plan=plan,
+        outcomes=trained,
+        untrained=losses,
+        summary=summarise(plan, trained, losses),
+        missing=len(units) - len(trained),
+        versions=versions(),
+        seconds=time.perf_counter() - begun,
+    )
+    with Lock.acquire(folder / ".page.lock"):
+        from spice_select.report.study import write_study
+
+        write_study(folder, found)
+    return StudyResult(folder, found)
+
+
+def _claim_folder(config: RunConfig, folder: Path, *, overwrite: bool) -> None:
+    """Make the folder this study's; a study of other rows, models or settings is not mixed with it."""
+    make_folder(folder)
+    path = folder / CONFIG
+    with Lock.acquire(folder / ".study.lock"):
+        if path.is_file() and not overwrite:
+            from spice_select.config import load_config
+
+            found = differences(load_config(path), config, ignored=[("selection",), ("method",), ("preset",)])
+            if found:
+                listed = "; ".join(f"{name} was {old!r} and is now {new!r}" for name, old, new in found[:4])
+                raise OutputError(
+                    f"The output {folder} belongs to a study of other settings ({listed}); name another folder, or "
+                    "start again with --overwrite."
+                )
+        elif not path.is_file() and any(one.name not in _OURS for one in folder.iterdir()):
+            raise OutputError(f"The output {folder} holds files that no study has left; name a new folder.")
+        if overwrite:
+            remove_file(folder / LEDGER)
+        write_text(path, to_yaml(config))
+
+
+_OURS = frozenset({".study.lock", LEDGER, f".{LEDGER}.lock"})
+
+
+def _sharing(arm: StudyArm, config: RunConfig) -> StudyArm:
+    """The arm under the exclusions that all share."""
+    selection = arm.config.selection.model_copy(update={"exclude": config.selection.exclude})
+    return StudyArm(arm.label, arm.spec, arm.overrides, arm.config.model_copy(update={"selection": selection}))
+
+
+def _units(
+    arms: Sequence[StudyArm],
+    budgets: Sequence[StudyBudget],
+    settings: StudySettings,
+    choices: Choosing,
+    whole: Chosen,
+    training: TrainingConfig,
+) -> list[Unit]:
+    """The trainings of the plan: all arms under one seed before the next seed begins."""
+    full = next((arm.label for arm in arms if arm.spec.name == FULL), None)
+    if full is None and any(share_of(name, len(whole.rows)) >= 1 for name in settings.budgets):
+        full = FULL
+    fixed = planned_steps(len(whole.rows), training)
+    found = []
+    for place, seed in enumerate(settings.seeds):
+        for budget in budgets:
+            for arm in arms:
+                if arm.spec.name == FULL:
+                    continue
+                chosen = choices[(arm.label, budget.name, budget.equal, seed)]
+                if chosen.error is None:
+                    steps = fixed if budget.equal == "steps" else None
+                    found.append(Unit(arm.label, budget.name, budget.equal, seed, chosen, steps))
+        if full is not None and place < settings.full_seeds:
+            found.append(Unit(full, WHOLE, settings.equals[0], seed, whole))
+    return found
+
+
+def _train_all(
+    bench: Bench, units: Sequence[Unit], ledger: Ledger, folder: Path, reporter: Reporter, *, share: bool
+) -> list[Outcome]:
+    """Every training that the ledger does not know, whoever does it."""
+    claims = make_folder(folder / CLAIMS)
+    keys = {unit.place: bench.key(unit) for unit in units}
+    waiting = list(units)
+    base = _digest_of_base(bench)
+    while True:
+        known = ledger.read()
+        by_place = {(one.arm, one.budget, one.equal, one.seed, one.key): one for one in known}
+        by_key = {one.key: one for one in known}
+        waiting = [unit for unit in waiting if (*unit.place, keys[unit.place]) not in by_place]
+        if base in by_key and not waiting:
+            break
+        worked = False
+        if base not in by_key:
+            with _Claim(claims, base) as lock:
+                if lock is not None:
+                    reporter.note("the model before any training")
+                    ledger.add(bench.untrained().model_copy(update={"key": base}))
+                    continue
+        for unit in waiting:
+            key = keys[unit.place]
+            with _Claim(claims, key) as lock:
+                if lock is None:
+                    continue
+                # Another process may have ended it since the ledger was read.
+                fresh = {one.key: one for one in ledger.read()}
+                outcome = bench.outcome(unit, fresh.get(key))
+                ledger.add(outcome)
+                reporter.note(_line(outcome, len(units) - len(waiting) + 1, len(units), again=key in fresh))
+                worked = True
+                break
+        if not worked:
+            if share:
+                break
+            time.sleep(_PATIENCE)
+    planned = {(*unit.place, keys[unit.place]) for unit in units}
+    kept = [one for one in ledger.read() if (one.arm, one.budget, one.equal, one.seed, one.key) in planned]
+    for one in kept:
+        if one.error:
+            reporter.warn(f"{one.arm}, {one.budget}, seed {one.seed}: {one.error}")
+    return kept + [one for one in ledger.read() if one.key == base][:1]
+
+
+class _Claim:
+    """The right to do one training, as long as the block or the process lives; None where another has it."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._path = folder / f"{key[:32]}.lock"
+        self._lock: Lock | None = None
+
+    def __enter__(self) -> Lock | None:
+        self._lock = Lock.try_acquire(self._path)
+        return self._lock
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _digest_of_base(bench: Bench) -> str:
+    import hashlib
+    import json
+
+    return hashlib.sha256(json.dumps([UNTRAINED, bench.identity()], sort_keys=True).encode()).hexdigest()
+
+
+def _line(one: Outcome, number: int, total: int, *, again: bool) -> str:
+    loss = "failed" if one.losses is None else f"held-out loss {one.losses.macro:.4f}"
+    how = "as another arm's same rows" if again else f"{one.cost.training_seconds:.0f} s"
+    by = "" if one.equal == "rows" else f" of {one.equal}"
+    return f"{number}/{total} {one.arm}, {one.budget}{by}, seed {one.seed}: {one.rows:,} rows, {loss} ({how})"
+
+
+def _seeds_note(arms: Sequence[StudyArm]) -> str:
+    drawn = [arm.label for arm in arms if arm.spec.method.varying() == "draw"]
+    who = f"{', '.join(drawn)} choose anew under every seed; " if drawn else ""
+    return f"{who}choices that do not draw are made once, and every seed is one of the training."
+
+
+def _shown(name: str) -> str:
+    return Path(name).name if Path(name).exists() else name
+
+
+def check(config: RunConfig, settings: StudySettings) -> None:
+    """Refuse a plan that is none.
+
+    Raises:
+        ConfigError: No seeds, or a setting that does not fit.
+    """
+    if not settings.seeds:
+        raise ConfigError("--seeds cannot be 0; give at least 1.")
+    if settings.full_seeds < 0:
+        raise ConfigError(f"--full-seeds cannot be {settings.full_seeds}; give 0 or more.")
+    if config.schedule.kind == "pools":
+        raise ConfigError(
+            "schedule.kind pools cannot be set for all arms; give it to the arm that it is for, as "
+            "spice:schedule.kind=pools."
+        )
+
+
+__all__ = ["Pool", "StudyResult", "StudySettings", "check", "study"]
