@@ -28,6 +28,7 @@ from spice_select.gradients.batches import out_of_memory
 from spice_select.gradients.capture import choose_path
 from spice_select.gradients.loss import TokenBatch, TokenLoss
 from spice_select.gradients.proxy import Proxy
+from spice_select.training.checkpoints import Sealing, last_whole
 
 IGNORED = -100
 """Label of a token that is not trained."""
@@ -43,7 +44,7 @@ class Trained:
         rows: Rows that were trained on.
         tokens: Tokens passed through the model.
         response_tokens: Trained tokens among them, once an epoch.
-        seconds: Time of the training alone.
+        seconds: Time of the training alone, with that of the processes that it was resumed from.
         first_loss: Loss of the first step, a mean over its trained tokens, in nats.
         last_loss: Loss of the last step.
         history: What the trainer logged.
@@ -110,7 +111,7 @@ def fine_tune(
         settings: Mode, epochs, rates.
         seed: Of the adapters' initial numbers, the order of rows, and dropout.
         folder: Where the trainer writes its checkpoints.
-        resume: Go on from the last checkpoint in the folder.
+        resume: Go on from the last whole checkpoint in the folder.
         checkpoints: Write a checkpoint every ``save_steps`` steps and at the end.
         callbacks: Further callbacks of the trainer.
 
@@ -124,12 +125,14 @@ def fine_tune(
         ResourceError: Memory ran out.
     """
     require_trainer()
-    from trl import SFTConfig
+    from trl.trainer.sft_config import SFTConfig
 
     rows = trainable(examples)
     if not rows:
         raise DataError("None of the chosen rows has a response that the model could learn from; choose other rows.")
     device = base.device
+    earlier = last_whole(folder) if resume else None
+    before = 0.0 if earlier is None else earlier[1].seconds
     with _own_numbers(seed), _quiet():
         model = _with_adapters(base, settings) if settings.mode == "lora" else _unfrozen(base)
         arguments = SFTConfig(
@@ -166,12 +169,12 @@ def fine_tune(
             args=arguments,
             train_dataset=as_dataset(rows),
             processing_class=base.tokenizer,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, *([Sealing(before)] if checkpoints else [])],
         )
         _silence(trainer)
         begun = time.perf_counter()
         try:
-            trainer.train(resume_from_checkpoint=_last_checkpoint(folder) if resume else None)
+            trainer.train(resume_from_checkpoint=None if earlier is None else str(earlier[0]))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -179,7 +182,7 @@ def fine_tune(
                 "Memory ran out while it trained; set training.micro_batch to a smaller number of examples, or "
                 "training.gradient_checkpointing to true."
             ) from None
-        seconds = time.perf_counter() - begun
+        seconds = before + time.perf_counter() - begun
     history = tuple(entry for entry in trainer.state.log_history if "loss" in entry)
     bad = next((entry for entry in history if not math.isfinite(entry["loss"])), None)
     if bad is not None or not _finite(model):
@@ -204,7 +207,7 @@ def fine_tune(
 @cache
 def trainer_class() -> Any:
     """TRL's trainer, with a loss that computes logits where there is a label, and nowhere else."""
-    from trl import SFTTrainer
+    from trl.trainer.sft_trainer import SFTTrainer
 
     class LabelTrainer(SFTTrainer):
         """SFTTrainer whose loss is the same number at less work.
@@ -278,7 +281,7 @@ def world_size() -> int:
         return 1
 
 
-def _batches(settings: TrainingConfig) -> dict[str, int]:
+def _batches(settings: TrainingConfig) -> dict[str, Any]:
     world = world_size()
     share, rest = divmod(settings.batch_size, world)
     if rest or not share:
@@ -327,12 +330,6 @@ def _computes_bf16(device: torch.device) -> bool:
 
 def _finite(model: Any) -> bool:
     return all(bool(torch.isfinite(one).all()) for one in model.parameters() if one.requires_grad)
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
 def _silence(trainer: Any) -> None:

@@ -1,0 +1,99 @@
+"""Checkpoints that a training resumes from: sealed when they are whole, and read back only as they were sealed.
+
+The trainer writes the states of optimiser, schedule and random numbers with ``torch.save`` and reads them with
+``weights_only=True``, which takes tensors and plain numbers and runs no code. The one file beside them that needs a
+full pickle, ``training_args.bin``, is never read by anything and goes away at once.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, ValidationError
+from transformers import TrainerCallback
+
+from spice_select.files import remove_file, sha256_file, write_text
+
+SEAL = "sealed.json"
+_PICKLE = "training_args.bin"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class Seal(BaseModel):
+    """What a whole checkpoint holds.
+
+    Attributes:
+        schema_version: Version of this layout.
+        files: SHA-256 of every file, by its path within the checkpoint.
+        seconds: Time that the training had taken, over all processes that worked on it one after the other.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    files: dict[str, str]
+    seconds: float
+
+
+def seal(checkpoint: Path, seconds: float) -> None:
+    """Mark a checkpoint as whole.
+
+    Args:
+        checkpoint: Its folder, to which nothing more will be written.
+        seconds: Time that the training has taken.
+
+    Raises:
+        OutputError: The mark cannot be written.
+    """
+    remove_file(checkpoint / _PICKLE)
+    write_text(checkpoint / SEAL, Seal(files=_digests(checkpoint), seconds=seconds).model_dump_json() + "\n")
+
+
+def last_whole(folder: Path) -> tuple[Path, Seal] | None:
+    """The latest checkpoint that holds what was sealed, every byte of it; None where there is none.
+
+    Args:
+        folder: Where the trainer writes its checkpoints.
+    """
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    for _, path in sorted(found, reverse=True):
+        try:
+            sealed = Seal.model_validate_json((path / SEAL).read_bytes())
+            if _digests(path) == sealed.files:
+                return path, sealed
+        except (OSError, ValidationError):
+            continue
+    return None
+
+
+class Sealing(TrainerCallback):
+    """Seals every checkpoint that the trainer writes.
+
+    Args:
+        before: Seconds that the training took before this process took it up.
+    """
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._before = before
+        self._begun = time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._begun = time.perf_counter()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Seal what was written, once every process has written its part."""
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()
+        if args.process_index == 0:
+            took = self._before + time.perf_counter() - self._begun
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", took)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
