@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +93,7 @@ class LiveSelection:
         self._new_loader: Any = None
         self._rows: TrainerRows | None = None
         self._rows_of: Any = None
+        self._collate: Any = None
         self._gradients: LiveGradients | None = None
         self._log: list[LivePool] = []
         self._resumed: Path | None = None
@@ -194,7 +196,8 @@ class LiveSelection:
         batches = LiveBatches(
             self._epoch, rows.kept, trainer.args.per_device_train_batch_size, trainer.args.dataloader_drop_last
         )
-        return LiveLoader(rows, batches, self._collate, pin_memory=trainer.args.dataloader_pin_memory)
+        pinned = trainer.args.dataloader_pin_memory and trainer.args.device.type == "cuda"
+        return LiveLoader(rows, batches, self._collate, pin_memory=pinned)
 
     def _epoch(self, epoch: int) -> Iterator[list[int]]:
         """Picks of an epoch, those of an interval at a time: measured when they are asked for, if not before."""
@@ -211,6 +214,12 @@ class LiveSelection:
                 spent += len(done[number].picks)
                 picks += done[number].picks
             yield picks
+        if spent < self._rows.kept:
+            warnings.warn(
+                f"{self._rows.kept - spent} of {self._rows.kept} picks are missing in epoch {epoch + 1}, as rows of "
+                "its last pools have gradients that are not finite; its last step is smaller, or left out.",
+                stacklevel=2,
+            )
 
     def _pool(self, walk: Walk, epoch: int, number: int, due: int) -> LivePool:
         assert self._rows is not None
