@@ -27,6 +27,10 @@ _OWN_USERS = 0x70000000
 _READABLE = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", "/dev/random", "/dev/zero")
 
 
+class _Missing(Exception):
+    """Something essential cannot be taken away."""
+
+
 def _sibling(name: str) -> Any:
     """A module beside this file, which is on no import path."""
     found = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
@@ -95,7 +99,7 @@ class _Child:
             try:
                 self._become_program(own)
             except BaseException as error:
-                self._tell({"refused": f"{type(error).__name__}: {error}"})
+                self._tell({"refused": str(error) if isinstance(error, _Missing) else repr(error)})
                 os._exit(NOT_RUN)
         for name in ("token", "passed"):
             os.close(self._task[name])
@@ -124,7 +128,10 @@ class _Child:
         self._layers.append("files (landlock)")
         self._limits()
         os.umask(0o077)
-        kernel.filter_calls(threads=self._threads)
+        try:
+            kernel.filter_calls(threads=self._threads)
+        except OSError as error:
+            raise _Missing(f"the kernel has no seccomp to keep it from the network ({error.strerror})") from None
         self._layers.append("system calls (seccomp)")
         self._tell({"layers": self._layers})
         os.close(task["status"])
@@ -135,7 +142,7 @@ class _Child:
         try:
             rules = self._kernel.Landlock()
         except OSError as error:
-            raise RuntimeError(f"the kernel has no Landlock to contain files with ({error.strerror})") from None
+            raise _Missing(f"the kernel has no Landlock to contain its files ({error.strerror})") from None
         for path in (*_READABLE, *self._task["readable"]):
             rules.allow(path)
         rules.allow("/dev/null", change=True)
@@ -198,7 +205,8 @@ def _run(program: str, token: int, passed: int) -> None:
     The token waits in a pipe until then: it is in no variable, file or argument that the program could come upon.
     """
     # The program may put anything in the place of these.
-    read, write, leave, own = os.read, os.write, os._exit, os.getpid()
+    read, write, leave, identify = os.read, os.write, os._exit, os.getpid
+    own = identify()
     name = "<program>"
     module = types.ModuleType("__main__")
     module.__dict__["__builtins__"] = builtins
@@ -218,7 +226,7 @@ def _run(program: str, token: int, passed: int) -> None:
             write(2, ("\n" + " ".join(text.split())[:500] + "\n").encode("utf-8", "replace"))
         finally:
             leave(1)
-    if os.getpid() == own:
+    if identify() == own:
         write(passed, read(token, 64))
     leave(0)
 
