@@ -63,7 +63,7 @@ class Difference(_Found):
         seeds: Interval over the seeds: the luck of the draw and of the training, on these held-out rows.
         rows: Interval over the held-out rows: the luck of the test rows, for the trainings at hand.
         both: Interval over seeds and rows together; never narrower than that over the seeds.
-        p: Two-sided, of no difference: the larger of that over the seeds, and over seeds and rows where those are known.
+        p: Two-sided, of no difference: the larger of that over the seeds and of that over seeds and rows.
         p_adjusted: The same after Holm's correction over the arms of one table; None where none is made.
         note: What limits it, in a few words.
     """

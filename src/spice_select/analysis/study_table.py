@@ -64,7 +64,7 @@ class Table:
 
     def family(self, budget: str, equal: Equal, arms: Sequence[Entry], full: Entry | None) -> Family:
         """One table; what is said of it comes from its numbers alone."""
-        whole = None if full is None else self.line(full, planned=())
+        whole = None if full is None else self.line(full, planned=(), whole=True)
         base = next((arm for arm in arms if arm.label == self.random and arm.ended), None)
         lines = [self.line(arm, planned=self.planned, random=base, full=full) for arm in arms]
         lines = _corrected(lines)
@@ -84,9 +84,15 @@ class Table:
         return found
 
     def line(
-        self, arm: Entry, *, planned: Sequence[int], random: Entry | None = None, full: Entry | None = None
+        self,
+        arm: Entry,
+        *,
+        planned: Sequence[int],
+        random: Entry | None = None,
+        full: Entry | None = None,
+        whole: bool = False,
     ) -> ArmLine:
-        """One arm with everything that is said of it."""
+        """One arm with everything that is said of it; the whole pool is the measure of its own cost."""
         ended = arm.outcomes()
         missing = len(set(planned) - set(arm.ended) - set(arm.failed))
         if not ended:
@@ -108,7 +114,7 @@ class Table:
             against_random=self.differences(names, arm, others, loosely=True),
             against_full=self.differences(names, arm, full, loosely=False),
             share=None if full is None else self.share(arm, full),
-            cost=cost_line(ended, [] if full is None else full.outcomes()),
+            cost=cost_line(ended, ended if whole else [] if full is None else full.outcomes()),
         )
 
     def differences(
