@@ -226,17 +226,17 @@ def _under(evaluation: Evaluation) -> list[str]:
     for task in evaluation.tasks:
         if task.outcomes:
             told = ", ".join(f"{count:,} {status}" for status, count in task.outcomes.items())
-            lines.append(f"Programs of {task.name}: {told}.")
-        lines += [f"{task.name}: {note}." for note in task.notes]
-    lines += [f"{name} was left out: {reason.rstrip('.')}." for name, reason in evaluation.left_out.items()]
-    if evaluation.settings.limit is not None:
-        lines.append(
-            f"Only the first {evaluation.settings.limit:,} rows of each part were used (--limit): these are no results "
-            "to compare with others'."
-        )
+            lines.append(f"{task.name}: programs {told}")
+        lines += [f"{task.name}: {note}" for note in task.notes]
     held = evaluation.heldout
     if held is not None and held.truncated:
-        lines.append(f"{held.truncated:,} held-out rows were cut to {evaluation.settings.max_length:,} tokens.")
+        lines.append(f"{HELDOUT}: {held.truncated:,} rows were cut to {evaluation.settings.max_length:,} tokens")
     if held is not None and held.left_out:
-        lines.append(f"{held.left_out:,} held-out rows have no response and were left out.")
-    return ["", *lines] if lines else []
+        lines.append(f"{HELDOUT}: {held.left_out:,} rows have no response and were left out")
+    lines += [f"{name}: left out, as {reason.rstrip('.')}" for name, reason in evaluation.left_out.items()]
+    if evaluation.settings.limit is not None:
+        lines.append(
+            f"--limit {evaluation.settings.limit:,}: only the first rows of each part; not to be compared with others' "
+            "results"
+        )
+    return ["", "Notes", *(f"  {line}" for line in lines)] if lines else []
