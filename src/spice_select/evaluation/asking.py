@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import importlib
 import logging
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 
 from spice_select.errors import ConfigError, DataError, SpiceError
-from spice_select.evaluation.local_data import Part, humaneval_part, mbpp_part, read_parts
+from spice_select.evaluation.local_data import Part, Row, humaneval_part, mbpp_part, read_parts
 from spice_select.evaluation.suites import SuiteTask
 from spice_select.reporter import Reporter
 
@@ -92,6 +95,21 @@ def quiet(reporter: Reporter) -> Iterator[None]:
             module.__dict__["tqdm"] = bar
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def unchanged(model: Any) -> Iterator[None]:
+    """Leave a model in training mode, or not, as it came, and the global random states of all libraries."""
+    training = getattr(model, "training", None)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if training:
+            model.train()
 
 
 class _Bar:
@@ -197,7 +215,6 @@ def ask(lm: Any, suite: SuiteTask, data: Path | None, limit: int | None, seed: i
 
 def _ours(stem: str, suite: SuiteTask, parts: Sequence[Part], chat: bool) -> dict[str, Any]:
     """Tasks of one of our files, one a part."""
-    from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
     tasks = {}
@@ -210,12 +227,21 @@ def _ours(stem: str, suite: SuiteTask, parts: Sequence[Part], chat: bool) -> dic
         if suite.executes_code and chat:
             # Where a chat model writes its own function, the usual stops would cut it at its head.
             config["generation_kwargs"]["until"] = []
-        split = {"test": Dataset.from_list(list(part.rows))}
+        split = {"test": _dataset(part.rows)}
         if part.shots:
-            split["shots"] = Dataset.from_list(list(part.shots))
+            split["shots"] = _dataset(part.shots)
         config |= {"num_fewshot": suite.shots, "custom_dataset": lambda split=split, **_: split}
         tasks[config["task"]] = ConfigurableTask(config=config)
     return tasks
+
+
+def _dataset(rows: Sequence[Row]) -> Any:
+    """Rows as a table of datasets; with a name given to it, which otherwise takes longer to make than the table."""
+    import pyarrow
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    return Dataset(InMemoryTable(pyarrow.Table.from_pylist(list(rows))), fingerprint=f"{id(rows):016x}")
 
 
 class _Loader(yaml.SafeLoader):

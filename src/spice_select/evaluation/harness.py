@@ -158,28 +158,17 @@ def run_suites(
         reporter.warn(f"{name} is left out: {reason}")
     if any(task.executes_code for task in chosen) and code_runner is None:
         raise ConfigError("Programs may be run (execute_code), but nothing was given to run them; give a code_runner.")
-    asking.require_harness()
     if data is not None:
         check_folder(data, chosen)
-    else:
-        asking.require_modules(chosen)
     results = []
-    with asking.quiet(reporter), heard(reporter):
-        asked = asking.wrapped(model, tokenizer, batch_size, apply_chat_template)
-        for task in chosen:
-            shots = f"{task.shots} solved examples" if task.shots else "no solved examples"
-            reporter.stage(f"{task.title}, {shots}")
-            started = time.perf_counter()
-            answers = asking.ask(asked, task, data, limit, seed, apply_chat_template)
-            rows, outcomes = answers.rows, Counter()
-            if task.executes_code:
-                assert code_runner is not None
-                rows, outcomes = _run(rows, code_runner)
-            result = _summed(task, rows, answers, outcomes, time.perf_counter() - started)
-            shown = result.metrics[result.metric]
-            error = "" if shown.stderr is None else f" ± {shown.stderr:.4f}"
-            reporter.note(f"{task.title}: {result.metric} {shown.value:.4f}{error} over {result.rows} rows")
-            results.append(result)
+    with heard(reporter):
+        asking.require_harness()
+        if data is None:
+            asking.require_modules(chosen)
+        with asking.quiet(reporter), asking.unchanged(model):
+            asked = asking.wrapped(model, tokenizer, batch_size, apply_chat_template)
+            for task in chosen:
+                results.append(_asked(asked, task, data, limit, seed, apply_chat_template, code_runner, reporter))
     return SuiteResults(
         tasks=tuple(results),
         left_out=left_out,
@@ -189,6 +178,34 @@ def run_suites(
         seed=seed,
         chat_template=apply_chat_template,
     )
+
+
+def _asked(
+    lm: Any,
+    task: SuiteTask,
+    data: Path | None,
+    limit: int | None,
+    seed: int,
+    chat: bool,
+    code_runner: CodeRunner | None,
+    reporter: Reporter,
+) -> TaskResult:
+    """One benchmark from its first question to its numbers."""
+    from spice_select.evaluation import asking
+
+    shots = f"{task.shots} solved examples" if task.shots else "no solved examples"
+    reporter.stage(f"{task.title}, {shots}")
+    started = time.perf_counter()
+    answers = asking.ask(lm, task, data, limit, seed, chat)
+    rows, outcomes = answers.rows, Counter()
+    if task.executes_code:
+        assert code_runner is not None
+        rows, outcomes = _run(rows, code_runner)
+    result = _summed(task, rows, answers, outcomes, time.perf_counter() - started)
+    shown = result.metrics[result.metric]
+    error = "" if shown.stderr is None else f" ± {shown.stderr:.4f}"
+    reporter.note(f"{task.title}: {result.metric} {shown.value:.4f}{error} over {result.rows} rows")
+    return result
 
 
 def _allowed(tasks: Sequence[SuiteTask], execute_code: bool) -> tuple[list[SuiteTask], dict[str, str]]:
