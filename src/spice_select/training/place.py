@@ -10,6 +10,7 @@ from typing import Any
 
 from spice_select.errors import OutputError, StoreError, StoreMismatch
 from spice_select.files import explained, make_folder, remove_file, remove_tree, sync_folder, write_text
+from spice_select.training.checkpoints import last_whole
 from spice_select.training.record import RECORD, TrainRecord, changed
 
 CARD = "README.md"
@@ -95,15 +96,8 @@ class TrainFolder:
         if found is not None:
             self._refuse_another(found.identity, identity)
             return found
-        plan = self.checkpoints / _PLAN
-        if plan.is_file():
-            try:
-                earlier = json.loads(plan.read_bytes())
-            except (OSError, ValueError):
-                earlier = {}
-            # Held-out rows are measured before and after, and bear on no step.
-            ours = {name: value for name, value in identity.items() if name != "training.heldout"}
-            self._refuse_another({name: earlier.get(name) for name in [*earlier, *ours] if name in ours}, ours)
+        if last_whole(self.checkpoints) is not None:
+            self._refuse_another(self._planned(), _of_weights(identity))
         return None
 
     def claim(self, identity: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -118,11 +112,12 @@ class TrainFolder:
         """
         if overwrite:
             self._remove_model()
+        if overwrite or self._planned() != _of_weights(identity):
             remove_tree(self.checkpoints)
         for stale in self.path.glob(".model-*.tmp"):
             remove_tree(stale)
         make_folder(self.checkpoints)
-        write_text(self.checkpoints / _PLAN, json.dumps(dict(identity), indent=2) + "\n")
+        write_text(self.checkpoints / _PLAN, json.dumps(_of_weights(identity), indent=2) + "\n")
 
     def publish(self, save: Callable[[Path], None]) -> tuple[str, ...]:
         """Let a model be written beside its place, and bring it there when it is whole.
@@ -158,6 +153,13 @@ class TrainFolder:
         """Take away what only an unfinished training needs."""
         remove_tree(self.checkpoints)
 
+    def _planned(self) -> dict[str, Any]:
+        """What the checkpoints that are here depend on."""
+        try:
+            return dict(json.loads((self.checkpoints / _PLAN).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
     def _remove_model(self) -> None:
         remove_file(self.record)
         for pattern in (*_MODEL_FILES, CARD):
@@ -171,3 +173,8 @@ class TrainFolder:
                 f"The output {self.path} belongs to another training ({'; '.join(found[:6])}); name another folder, or "
                 "start again with --overwrite."
             )
+
+
+def _of_weights(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What the steps depend on: held-out rows are measured before and after, and bear on none."""
+    return {name: value for name, value in identity.items() if name != "training.heldout"}

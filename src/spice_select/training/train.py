@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import TrainerCallback
 
-from spice_select.config import GradientConfig, RunConfig, load_config
-from spice_select.errors import ConfigError, ModelError
+from spice_select.config import GradientConfig, RunConfig
+from spice_select.errors import ModelError
 from spice_select.features.heldout import read_heldout_rows
 from spice_select.features.heldout_losses import domain_means, row_losses, rows_digest
 from spice_select.features.losses import LossEngine
 from spice_select.features.target import TargetRows, shared_examples
 from spice_select.files import Lock, make_folder, write_text
 from spice_select.gradients.proxy import Proxy, load_proxy, load_tokenizer
-from spice_select.paths import absolute, with_whole_paths
 from spice_select.reporter import Listening, Reporter, Silent, heard
 from spice_select.results_record import versions
 from spice_select.run_folder import RunFolder
@@ -28,12 +25,11 @@ from spice_select.schedule.ranks import Ranks, joined
 from spice_select.training.card import render_model_card
 from spice_select.training.checkpoints import last_whole
 from spice_select.training.place import CARD, TrainFolder
+from spice_select.training.progress import Progress
 from spice_select.training.record import HeldOutRecord, LossRecord, StepRecord, TargetRecord, TrainRecord
+from spice_select.training.settings import training_config
 from spice_select.training.sft import Trained, fine_tune, planned_steps, require_trainer
 from spice_select.training.subset import Subset, read_subset, used_template
-
-_OPEN = ("seed", "data.sources", "data.chat_template", "data.max_length", "gradients.batch_tokens")
-_TIMED_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -114,60 +110,6 @@ def train(
         finally:
             if lock is not None:
                 lock.close()
-
-
-def training_config(
-    run: RunFolder,
-    *,
-    model: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-    overrides: Sequence[str] = (),
-    seed: int | None = None,
-) -> tuple[RunConfig, str]:
-    """The settings of a run with the model that is trained in place of its proxy.
-
-    Args:
-        run: The run.
-        model: Folder or Hub id; none: ``training.model`` of the run's settings, else its proxy.
-        settings: Settings of the training section, by name.
-        overrides: ``section.key=value`` settings.
-        seed: The seed; none: the run's.
-
-    Returns:
-        The settings, and the name of the proxy.
-
-    Raises:
-        StoreError: The folder is no run's.
-        ConfigError: A setting that cannot be used, or that would change what was selected.
-    """
-    earlier = run.read_config()
-    for text in overrides:
-        key = text.partition("=")[0].strip()
-        if key in ("model.name", "training.model"):
-            raise ConfigError(f"--set {key} names the model that is trained; give it with --model.")
-        if not key.startswith(("training.", "model.")) and key not in _OPEN:
-            raise ConfigError(
-                f"--set {key} belongs to the selection, which is finished; set training.* or model.*, or run anew."
-            )
-    name = absolute(model) if model else earlier.training.model or earlier.model.name
-    if not name:
-        raise ConfigError("The run names no model; give the one to train with --model.")
-    target = earlier.model
-    if name != target.name:
-        target = target.model_copy(update={"name": name, "revision": None, "adapter": None})
-    values: dict[str, Any] = {
-        "model": target.model_dump(),
-        "training": {**{key: value for key, value in (settings or {}).items() if value is not None}, "model": name},
-    }
-    if seed is not None:
-        values["seed"] = seed
-    config = with_whole_paths(load_config(run.config, overrides, values))
-    if config.model.adapter is not None and config.training.mode == "lora":
-        raise ConfigError(
-            f"Setting 'model.adapter' cannot be '{config.model.adapter}' where adapters are trained, which would then "
-            "sit on weights that are saved nowhere; merge it into the model first, or train with --full."
-        )
-    return config, earlier.model.name
 
 
 @dataclass
@@ -261,7 +203,7 @@ class _Job:
         earlier = last_whole(self.folder.checkpoints)
         if earlier is not None:
             reporter.note(f"Going on from {earlier[0].name}.")
-        progress = _Progress(reporter, rows=steps * settings.batch_size, tokens_a_row=tokens / rows)
+        progress = Progress(reporter, rows=steps * settings.batch_size, tokens_a_row=tokens / rows)
         with heard(reporter):
             return fine_tune(
                 base,
@@ -355,43 +297,6 @@ class _Job:
             command=self.command,
             warnings=tuple(self.reporter.warnings),
         )
-
-
-class _Progress(TrainerCallback):
-    """Hands every step on to the reporter, and after a few says how long all will take.
-
-    Args:
-        reporter: Hears it.
-        rows: Rows of all steps.
-        tokens_a_row: Their mean length.
-        clock: Tells the time in seconds.
-    """
-
-    def __init__(
-        self, reporter: Reporter, rows: int, tokens_a_row: float, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
-        self._reporter = reporter
-        self._rows = rows
-        self._tokens_a_row = tokens_a_row
-        self._clock = clock
-        self._begun, self._first = 0.0, 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self._begun, self._first = self._clock(), state.global_step
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """One step is done."""
-        if not logs or "loss" not in logs:
-            return
-        steps, took = state.global_step - self._first, self._clock() - self._begun
-        each = self._rows / max(1, state.max_steps)
-        done = min(self._rows, round(state.global_step * each))
-        tokens = round(steps * each * self._tokens_a_row)
-        self._reporter.advance(done, self._rows, tokens, took, f"loss {logs['loss']:.3f}")
-        if steps == _TIMED_STEPS and state.max_steps > state.global_step:
-            left = took / steps * (state.max_steps - state.global_step)
-            self._reporter.note(f"About {left:,.0f} s to go at the speed of the first {steps} steps.")
 
 
 def _number(value: Any) -> float | None:
