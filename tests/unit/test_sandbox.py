@@ -10,8 +10,9 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -349,6 +350,40 @@ def test_several_programs_come_back_in_their_order():
     assert [found.passed for found in one] == [True, False, True, False, True]
     assert one[3].detail == "AssertionError: 3"
     assert SandboxRunner()([]) == ()
+
+
+def test_the_death_of_the_evaluation_is_that_of_the_program():
+    source = """
+        from spice_select.evaluation.sandbox import Limits, run_program
+        run_program("while True: pass", Limits(wall_s=300, cpu_s=200))
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(sandbox.__file__).parents[2])}
+    with tempfile.TemporaryDirectory() as folder:
+        environment["TMPDIR"] = folder
+        evaluation = subprocess.Popen([sys.executable, "-c", textwrap.dedent(source)], env=environment)
+        held = wait_for(lambda: [pid for pid in everyone() if f"HOME={folder}/" in environment_of(pid)], 60)
+        evaluation.kill()
+        evaluation.wait()
+        assert wait_for(lambda: not any(f"HOME={folder}/" in environment_of(pid) for pid in held), 60)
+
+
+def everyone() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def environment_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/environ").read_text()
+    except OSError:
+        return ""
+
+
+def wait_for(found: Callable[[], Any], seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
+    return value
 
 
 def test_sets_have_one_order():

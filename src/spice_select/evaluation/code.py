@@ -55,8 +55,12 @@ class SandboxRunner:
         Raises:
             ResourceError: Generated code cannot be contained on this machine; nothing is run then.
         """
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="sandbox") as pool:
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="sandbox")
+        try:
             return tuple(pool.map(self._judge, programs))
+        finally:
+            # After an interrupt or an error, those that have not begun are left alone.
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _judge(self, program: str) -> Outcome:
         return judged(run_program(program, self.limits), self.limits)
