@@ -97,10 +97,10 @@ class Spread:
 
     @property
     def both(self) -> Part | None:
-        """Over seeds and rows: their sum less what is in both, and never a narrower interval than that over the seeds.
+        """Over seeds and rows: their sum less what is in both, and never a narrower interval than that of one of them.
 
         With few seeds, the degrees of freedom of the sum (Satterthwaite's) promise too much when the seeds vary by
-        chance less than they should; the interval over the seeds is then the wider one, and is taken instead.
+        chance less than they should; the wider one of the two intervals is taken then.
         """
         if self.seeds is None or self.rows is None:
             return None
@@ -110,7 +110,7 @@ class Spread:
             return Part(0.0, first.freedom)
         parts = sum(part.variance**2 / part.freedom for part in (first, second))
         whole = Part(max(first.variance, second.variance, total - self.shared), total**2 / parts)
-        return max((whole, first), key=lambda part: _quantile(part.freedom) * math.sqrt(part.variance))
+        return max((whole, first, second), key=lambda part: _quantile(part.freedom) * math.sqrt(part.variance))
 
 
 Term = tuple[float, Sample]

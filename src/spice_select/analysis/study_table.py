@@ -143,7 +143,7 @@ class Table:
             mean = 0.0
         if found.seeds is not None and found.seeds.variance == 0 and mean != 0:
             # Seeds that change nothing tell nothing of luck.
-            found, note = replace(found, seeds=None), "the seeds changed nothing"
+            found, note = replace(found, seeds=None), "no spread over the seeds"
         seeds, both = estimates.interval(mean, found.seeds), estimates.interval(mean, found.both)
         if found.assumed:
             note = f"{other.label if second.n == 1 else arm.label} has one seed; its spread is taken to be the other's"
