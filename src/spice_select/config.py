@@ -247,7 +247,7 @@ class TrainingConfig(Section):
     batch_size: int = Field(default=4, ge=1)
     """Examples of one optimiser step, over all devices."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Examples of one forward pass on one device, gradients being summed up to ``batch_size``; all of them if absent."""
+    """Examples of one forward pass on one device, gradients being summed to ``batch_size``; all if absent."""
     scheduler: Literal["constant", "linear", "cosine"] = "cosine"
     """Learning rate after its rise; it follows optimiser steps."""
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)

@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from spice_select.cli import analyze, collect, compare, demo, doctor, export, methods, proxy_check, report, run, select
+from spice_select.cli import (
+    analyze,
+    collect,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    methods,
+    proxy_check,
+    report,
+    run,
+    select,
+    study,
+    train,
+)
 
 app = typer.Typer(
     name="spice-select",
@@ -40,9 +55,12 @@ app.command("collect")(collect.collect)
 app.command("select")(select.select)
 app.command("report")(report.report)
 app.command("export")(export.export)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
 app.command("analyze")(analyze.analyze)
 app.command("proxy-check")(proxy_check.proxy_check)
 app.command("compare")(compare.compare)
+app.command("study")(study.study)
 app.command("methods")(methods.methods)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)

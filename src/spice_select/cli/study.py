@@ -68,6 +68,9 @@ def study(
     workers: Annotated[
         int, typer.Option("--workers", help="Processes on this machine; on several, start the command on each.")
     ] = 1,
+    train: Annotated[
+        bool, typer.Option("--train/--no-train", help="Train what is missing, or write the table of what is there.")
+    ] = True,
     output: o.Output = None,
     config: o.Config = None,
     overrides: o.Set = None,
@@ -118,6 +121,7 @@ def study(
             suites_digest=digest,
             overwrite=overwrite,
             share=share,
+            train=train,
         )
         check(settings, plan)
         with started(workers, overwrite=overwrite):

@@ -19,7 +19,15 @@ from spice_select.reporter import Clock, Reporter
 from spice_select.results import versions
 from spice_select.run_folder import differences
 from spice_select.study.arms import FULL, StudyArm
-from spice_select.study.choosing import Choosing, Chosen, StudyBudget, budgets_of, choose_all, share_of
+from spice_select.study.choosing import (
+    SELECTIONS,
+    Choosing,
+    Chosen,
+    StudyBudget,
+    budgets_of,
+    choose_all,
+    share_of,
+)
 from spice_select.study.heldout import held_out
 from spice_select.study.ledger import LEDGER, Ledger
 from spice_select.study.training import Bench, Suites, Unit
@@ -46,6 +54,7 @@ class StudySettings:
         suites_digest: What decides their numbers.
         overwrite: Start again.
         share: Leave trainings that another process has begun to it, and end without waiting for them.
+        train: Train what the ledger does not know; without, the table is of what it knows.
     """
 
     budgets: tuple[str, ...]
@@ -58,6 +67,7 @@ class StudySettings:
     suites_digest: str | None = None
     overwrite: bool = False
     share: bool = False
+    train: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ class StudyResult:
 
     def describe(self, width: int = 80) -> list[str]:
         """The study in a short table."""
-        from spice_select.report.study import describe
+        from spice_select.report.study_text import describe
 
         lines = list(describe(self.study, width))
         lines.append(f"The page is {self.folder / 'report.html'}, the numbers are {self.folder / 'study.json'}.")
@@ -126,7 +136,11 @@ def study(
     units = _units(arms, budgets, settings, choices, whole, config.training)
     ledger = Ledger(settings.ledger or folder / LEDGER)
     reporter.stage("Trainings")
-    outcomes = _train_all(bench, units, ledger, folder, reporter, share=settings.share)
+    outcomes = (
+        _train_all(bench, units, ledger, folder, reporter, share=settings.share)
+        if settings.train
+        else _finished(bench, units, ledger, reporter)
+    )
     if settings.share:
         return None
     untrained = next((one for one in outcomes if one.budget == UNTRAINED), None)
@@ -190,7 +204,7 @@ def _claim_folder(config: RunConfig, folder: Path, *, overwrite: bool) -> None:
         write_text(path, to_yaml(config))
 
 
-_OURS = frozenset({".study.lock", LEDGER, f".{LEDGER}.lock"})
+_OURS = frozenset({".study.lock", LEDGER, f".{LEDGER}.lock", SELECTIONS})
 
 
 def _sharing(arm: StudyArm, config: RunConfig) -> StudyArm:
@@ -265,12 +279,20 @@ def _train_all(
             if share:
                 break
             time.sleep(_PATIENCE)
-    planned = {(*unit.place, keys[unit.place]) for unit in units}
-    kept = [one for one in ledger.read() if (one.arm, one.budget, one.equal, one.seed, one.key) in planned]
+    return _finished(bench, units, ledger, reporter)
+
+
+def _finished(bench: Bench, units: Sequence[Unit], ledger: Ledger, reporter: Reporter) -> list[Outcome]:
+    """What the ledger knows of the plan, in the order of the plan; the model before any training last."""
+    known = ledger.read()
+    by_place = {(one.arm, one.budget, one.equal, one.seed, one.key): one for one in known}
+    found = [by_place.get((*unit.place, bench.key(unit))) for unit in units]
+    kept = [one for one in found if one is not None]
     for one in kept:
         if one.error:
             reporter.warn(f"{one.arm}, {one.budget}, seed {one.seed}: {one.error}")
-    return kept + [one for one in ledger.read() if one.key == base][:1]
+    base = _digest_of_base(bench)
+    return kept + [one for one in known if one.key == base][:1]
 
 
 class _Claim:
