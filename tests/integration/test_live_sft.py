@@ -189,6 +189,8 @@ def test_the_log_is_saved_and_read(tmp_path: Path) -> None:
     live = attached(trainer)
     with pytest.raises(ConfigError, match="nothing yet"):
         live.save(tmp_path / "early")
+    with pytest.raises(ConfigError, match="belongs to one trainer"):
+        LiveSelection().attach(trainer)
     trainer.train()
     live.save(tmp_path / "kept")
     assert tuple(read_live(tmp_path / "kept")) == live.log

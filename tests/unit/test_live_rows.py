@@ -12,9 +12,8 @@ import torch
 
 from spice_select.errors import ConfigError, DataError, OutputError, StoreCorrupt, StoreMismatch
 from spice_select.schedule.walk import Walk
-from spice_select.training.live import epoch_walk
 from spice_select.training.live_log import LivePool, identity_of, read_live, write_live
-from spice_select.training.live_rows import LiveBatches, LiveLoader, TrainerRows
+from spice_select.training.live_rows import LiveBatches, LiveLoader, TrainerRows, epoch_walk
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from spice_select.errors import ConfigError, ModelError
-from spice_select.gradients.random import Stream
 from spice_select.schedule.gram import PoolGram
 from spice_select.schedule.walk import Walk
 from spice_select.selection import select_gram
@@ -25,7 +24,7 @@ from spice_select.selection.options import NormalizeName, PenaltyName, Reference
 from spice_select.training.live_checks import check_trainer
 from spice_select.training.live_log import LivePool, identity_of, read_live, write_live
 from spice_select.training.live_measure import LiveGradients
-from spice_select.training.live_rows import LiveBatches, LiveLoader, TrainerRows
+from spice_select.training.live_rows import LiveBatches, LiveLoader, TrainerRows, epoch_walk
 from spice_select.training.live_settings import LiveSettings
 
 # Rows that are all without a finite gradient only where the training has diverged.
@@ -286,22 +285,6 @@ class _Keeper(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._live._trainer.log(self._live.summary())
-
-
-def epoch_walk(usable: np.ndarray, pool_size: int, seed: int, epoch: int) -> Walk:
-    """The pools of an epoch: in the first those of :meth:`Walk.plan`, in the others shuffled anew.
-
-    Args:
-        usable: Which rows may be picked, ``[rows]``.
-        pool_size: Rows of a pool.
-        seed: Of the order.
-        epoch: From 0.
-    """
-    if epoch == 0:
-        return Walk.plan(usable, pool_size, seed)
-    rows = np.flatnonzero(usable)
-    keys = Stream(seed, f"walk {epoch}", "order").uniform(len(rows))
-    return Walk(rows[np.argsort(keys, kind="stable")], pool_size)
 
 
 def _finite(values: np.ndarray) -> tuple[float | None, ...]:

@@ -12,6 +12,8 @@ from jaxtyping import Bool
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from spice_select.errors import ConfigError, DataError
+from spice_select.gradients.random import Stream
+from spice_select.schedule.walk import Walk
 
 
 class TrainerRows(Dataset[Any]):
@@ -140,3 +142,19 @@ class LiveLoader(DataLoader[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Handed on to the batches."""
         self._batches.set_epoch(epoch)
+
+
+def epoch_walk(usable: Bool[np.ndarray, " rows"], pool_size: int, seed: int, epoch: int) -> Walk:
+    """The pools of an epoch: in the first those of :meth:`Walk.plan`, in the others shuffled anew.
+
+    Args:
+        usable: Which rows may be picked.
+        pool_size: Rows of a pool.
+        seed: Of the order.
+        epoch: From 0.
+    """
+    if epoch == 0:
+        return Walk.plan(usable, pool_size, seed)
+    rows = np.flatnonzero(usable)
+    keys = Stream(seed, f"walk {epoch}", "order").uniform(len(rows))
+    return Walk(rows[np.argsort(keys, kind="stable")], pool_size)
