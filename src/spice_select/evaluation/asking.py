@@ -263,10 +263,15 @@ def _read_task(path: Path) -> dict[str, Any]:
 
 def _stock(suite: SuiteTask) -> dict[str, Any]:
     """The harness's own tasks, groups taken apart."""
-    from lm_eval.tasks import TaskManager
+    from lm_eval import tasks
 
+    # The benchmark's own folder alone: reading all of the harness's thousands of task files takes longer than asking.
+    folder = Path(str(tasks.__file__)).parent / suite.hub_tasks[0].split("_")[0]
+    manager = tasks.TaskManager(include_path=str(folder), include_defaults=False)
+    if not set(suite.hub_tasks) <= set(manager.all_tasks):
+        manager = tasks.TaskManager()
     try:
-        return TaskManager().load(list(suite.hub_tasks))["tasks"]
+        return dict(manager.load(list(suite.hub_tasks))["tasks"])
     except SpiceError:
         raise
     except Exception as error:
