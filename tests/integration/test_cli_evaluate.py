@@ -42,7 +42,8 @@ def test_the_held_out_loss_is_printed_kept_and_taken_up(command: Command, held: 
     assert found.suites == ("heldout",)
     assert set(found.heldout.domains) == {"part0", "part1"}
     assert found.heldout.macro.value == pytest.approx(np.mean([d.loss for d in found.heldout.domains.values()]))
-    assert f"{found.heldout.macro.value:.4f} ± {found.heldout.macro.stderr:.4f}" in first.out
+    macro = found.heldout.macro
+    assert f"loss, mean of domains  {macro.value:.4f}    {macro.stderr:.4f}     6" in first.out
     assert {"spice-select", "torch", "transformers", "python"} <= set(found.versions)
 
     again = command(*arguments, "--output", out)
@@ -101,7 +102,7 @@ def test_a_run_says_how_rows_are_read(command: Command, held: Path, tmp_path: Pa
         (2, ["--suite", "heldout", "--heldout", "HELD", "--set", "model.name=x"], "--set model.name would name"),
         (2, ["--suite", "humaneval"], "add --execute-code to allow it, in a sandbox"),
         (2, ["--suite", "mbpp,paper"], "add --execute-code to allow it, in a sandbox"),
-        (3, ["--suite", "heldout", "--heldout", "none.jsonl"], "The held-out file none.jsonl"),
+        (3, ["--suite", "heldout", "--heldout", "none.jsonl"], "The held-out file 'none.jsonl' cannot be found"),
         (3, ["--suite", "heldout", "--heldout", "HELD", "--run", "nowhere"], "There is no folder nowhere"),
         (4, ["--suite", "heldout", "--heldout", "HELD", "--output", "HELD"], "is a file; name a folder"),
     ],

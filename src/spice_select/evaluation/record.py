@@ -193,32 +193,22 @@ def _table(evaluation: Evaluation) -> list[str]:
     for task in evaluation.tasks:
         names = [task.metric, *(name for name in task.metrics if name != task.metric)]
         for name in names:
-            first = name == task.metric
-            lines.append(
-                (
-                    task.name if first else "",
-                    str(task.shots) if first else "",
-                    name,
-                    _value(task.metrics[name]),
-                    f"{task.rows:,}" if first else "",
-                )
-            )
+            own = (task.name, str(task.shots), f"{task.rows:,}") if name == task.metric else ("", "", "")
+            lines.append((*own[:2], name, *_numbers(task.metrics[name]), own[2]))
     held = evaluation.heldout
     if held is not None:
-        lines.append((HELDOUT, "-", "loss, mean of domains", _value(held.macro), f"{held.rows:,}"))
-        lines.append(("", "", "loss, mean of rows", _value(held.micro), ""))
-        lines.append(("", "", "perplexity of a token", number(held.perplexity), ""))
+        lines.append((HELDOUT, "-", "loss, mean of domains", *_numbers(held.macro), f"{held.rows:,}"))
         if len(held.domains) > 1:
-            lines += [
-                ("", "", f"  {name}", _value(MetricValue(value=domain.loss, stderr=domain.stderr)), f"{domain.rows:,}")
-                for name, domain in held.domains.items()
-            ]
-    return aligned(("suite", "shots", "metric", "value", "rows"), lines, words=(0, 2)) if lines else []
+            for name, domain in held.domains.items():
+                numbers = _numbers(MetricValue(value=domain.loss, stderr=domain.stderr))
+                lines.append(("", "", f"  {name}", *numbers, f"{domain.rows:,}"))
+        lines.append(("", "", "loss, mean of rows", *_numbers(held.micro), ""))
+        lines.append(("", "", "perplexity of a token", number(held.perplexity), "", ""))
+    return aligned(("suite", "shots", "metric", "value", "± stderr", "rows"), lines, words=(0, 2)) if lines else []
 
 
-def _value(metric: MetricValue) -> str:
-    error = "" if metric.stderr is None else f" ± {metric.stderr:.4f}"
-    return f"{metric.value:.4f}{error}"
+def _numbers(metric: MetricValue) -> tuple[str, str]:
+    return f"{metric.value:.4f}", "" if metric.stderr is None else f"{metric.stderr:.4f}"
 
 
 def _under(evaluation: Evaluation) -> list[str]:
@@ -226,7 +216,7 @@ def _under(evaluation: Evaluation) -> list[str]:
     for task in evaluation.tasks:
         if task.outcomes:
             told = ", ".join(f"{count:,} {status}" for status, count in task.outcomes.items())
-            lines.append(f"{task.name}: programs {told}")
+            lines.append(f"{task.name}: of {sum(task.outcomes.values()):,} programs {told}")
         lines += [f"{task.name}: {note}" for note in task.notes]
     held = evaluation.heldout
     if held is not None and held.truncated:
