@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from spice_select.export.card import Raw, code_span, escape_markdown, python_string
 from spice_select.training.record import TrainRecord
 
+_LOCAL = re.compile(r"(^|=)[~/].*")
 _BREAKS = str.maketrans("\n\r", "  ")
 
 
@@ -71,7 +73,5 @@ def render_model_card(record: TrainRecord, title: str) -> str:
 
 def _command(text: str) -> Raw:
     """A command on one line of an indented block, where nothing is markup; local folders shrink to their names."""
-    words = shlex.split(text)
-    return Raw(
-        shlex.join(Path(word).name if word.startswith(("/", "~")) else word for word in words).translate(_BREAKS)
-    )
+    words = [_LOCAL.sub(lambda match: match[1] + Path(match[0]).name, word) for word in shlex.split(text)]
+    return Raw(shlex.join(words).translate(_BREAKS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ class TrainFolder:
             raise OutputError(f"The output {self.path} cannot be written (no permission on {existing}); name another.")
         if existing != self.path or self.record.is_file() or (self.checkpoints / _PLAN).is_file():
             return
-        if any(entry.name not in (_LOCK, _CHECKPOINTS) for entry in self.path.iterdir()):
+        others = [entry for entry in self.path.iterdir() if entry.name not in (_LOCK, _CHECKPOINTS)]
+        if others or (self.checkpoints.exists() and any(self.checkpoints.iterdir())):
             raise OutputError(f"The output {self.path} holds files that no training has left; name a new folder.")
 
     def finished(self, identity: Mapping[str, Any], *, overwrite: bool) -> TrainRecord | None:
@@ -138,7 +140,9 @@ class TrainFolder:
             with explained(self.path):
                 save(beside)
                 names = tuple(sorted(entry.name for entry in beside.iterdir()))
+                mode = _new_file_mode(beside)
                 for path in (path for path in beside.rglob("*") if path.is_file()):
+                    path.chmod(mode)  # safetensors makes files that nobody else may read
                     with path.open("rb") as file:
                         os.fsync(file.fileno())
                 self._remove_model()
@@ -173,6 +177,15 @@ class TrainFolder:
                 f"The output {self.path} belongs to another training ({'; '.join(found[:6])}); name another folder, or "
                 "start again with --overwrite."
             )
+
+
+def _new_file_mode(folder: Path) -> int:
+    """What a file gets here that is made without further ado."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    return mode
 
 
 def _of_weights(identity: Mapping[str, Any]) -> dict[str, Any]:

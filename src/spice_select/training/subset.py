@@ -73,7 +73,6 @@ def read_subset(
     """
     run.require_finished()
     record = SelectionRecord.read(run.record)
-    reporter.stage("Rows")
     read_from: Literal["sources", "data"] = "sources"
     if whole_pool:
         encoded = _whole(config, record, reporter)
@@ -90,7 +89,7 @@ def read_subset(
     template = encoded.stats.template
     reporter.note(_template_sentence(same, template, config))
     found = SubsetRecord(
-        run=str(run.path),
+        run=str(run.path.absolute()),
         method="" if whole_pool else record.label,
         settings={} if whole_pool else _settings(record),
         whole_pool=whole_pool,
@@ -155,6 +154,7 @@ def _whole(config: RunConfig, record: SelectionRecord, reporter: Reporter) -> En
 def _picks(
     run: RunFolder, config: RunConfig, record: SelectionRecord, tokenizer: Any, reporter: Reporter
 ) -> tuple[Encoded, Literal["sources", "data"]]:
+    reporter.stage("Rows")
     table = read_chosen(run.data)
     if _INDEX not in table.column_names:
         raise StoreError(f"The rows in {run.data} lack the column {_INDEX}; run the selection again.")
