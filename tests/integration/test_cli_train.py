@@ -291,11 +291,13 @@ def test_killed_it_goes_on_and_two_processes_end_where_one_does(run: Path, tmp_p
     assert all(torch.equal(ended[name], expected[name]) for name in expected)
     shared = TrainRecord.read(tmp_path / "shared" / "training.json")
     assert shared.processes == 2 and shared.steps == alone.record.steps == 4
-    losses = [step.loss for step in alone.record.history]
-    assert [step.loss for step in shared.history] == pytest.approx(losses, abs=1e-5)
+    for name in ("loss", "grad_norm"):
+        own = [getattr(step, name) for step in alone.record.history]
+        assert [getattr(step, name) for step in shared.history] == pytest.approx(own, abs=1e-5), name
     ended, expected = (load_file(place / "adapter_model.safetensors") for place in (tmp_path / "shared", alone.folder))
-    for name, value in expected.items():
-        torch.testing.assert_close(ended[name], value, rtol=0, atol=1e-5, msg=name)
+    apart = torch.cat([(ended[name] - value).abs().flatten() for name, value in expected.items()])
+    # Adam divides by the size of the gradient: where that is of the order of rounding, so is the direction of the step.
+    assert (apart > 1e-5).float().mean() < 1e-3 and apart.max() < 4e-3
 
 
 def test_what_cannot_be_trained_is_one_sentence(command: Command, run: Path, folder: Path, tmp_path: Path) -> None:
