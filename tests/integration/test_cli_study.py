@@ -82,6 +82,15 @@ def test_a_study_is_taken_up_widened_and_told(study, tmp_path: Path) -> None:
     assert table(other) == told and (out / "ledger.jsonl").read_bytes() == after
 
 
+def test_a_dry_run_prices_what_is_missing_and_writes_nothing(study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = study(out, "--seeds", "2", "--full-seeds", "1", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert not out.exists()
+    assert "5 trainings, of which the ledger knows up to 0" in outcome.out
+    assert "are taken 0 times" in outcome.out and "tokens a second in training" in outcome.out
+
+
 def test_equal_tokens_and_steps(study, tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome = study(out, "--seeds", "1", "--full-seeds", "0", "--equal", "tokens,steps", "--methods", "random,length")

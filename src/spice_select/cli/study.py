@@ -77,6 +77,7 @@ def study(
     preset: o.Preset = None,
     seed: o.Seed = None,
     limit: o.Limit = None,
+    dry_run: o.DryRun = False,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
     as_json: o.Json = False,
@@ -124,6 +125,12 @@ def study(
             train=train,
         )
         check(settings, plan)
+        if dry_run:
+            from spice_select.study.pricing import price
+
+            for line in price(settings, parse_arms(methods, settings), plan, reporter).describe():
+                typer.echo(line)
+            return
         with started(workers, overwrite=overwrite):
             result = run_study(settings, parse_arms(methods, settings), plan, reporter)
     if result is None:

@@ -104,7 +104,7 @@ def choose_all(
     grounds: dict[str, list[StudyArm]] = {}
     for arm in arms:
         if arm.spec.name != FULL:
-            grounds.setdefault("pools-" + arm.label if arm.in_pools else _ground(arm.config), []).append(arm)
+            grounds.setdefault("pools-" + arm.label if arm.in_pools else ground_of(arm.config), []).append(arm)
     for name, members in grounds.items():
         folder = output / SELECTIONS / name
         make_folder(folder.parent)
@@ -116,7 +116,7 @@ def choose_all(
     return found
 
 
-def _ground(config: RunConfig) -> str:
+def ground_of(config: RunConfig) -> str:
     """Arms whose measurements are the same share a folder."""
     settings = config.model_dump(mode="json", include={"data", "model", "gradients", "schedule", "embeddings", "seed"})
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
