@@ -12,7 +12,7 @@ from spice_select.config import RunConfig
 from spice_select.data.encoded import collect_examples
 from spice_select.data.row_numbers import read_row_numbers
 from spice_select.errors import ConfigError
-from spice_select.features.heldout import HeldOut, read_heldout, trained_model
+from spice_select.features.heldout import HeldOut, as_in_pool, of_responses, read_heldout, trained_model
 from spice_select.features.target import TargetRows, encode_as
 from spice_select.files import make_folder, write_text
 from spice_select.gradients.proxy import load_tokenizer
@@ -52,15 +52,19 @@ def held_out(
         if count is not None:
             raise ConfigError("--heldout names files and --holdout takes rows out of the pool; give one of them.")
         held = read_heldout(config, pool, reporter, clock)
+        found = as_in_pool(held.rows, config, held.tokenizer, pool.tokenizer)
+        digests = found.digests[found.usable]
     else:
         rows = _drawn(pool, usable & ~excluded, count, config.seed)
         write_text(folder / HELDOUT, json.dumps(rows) + "\n")
         held = _of_pool(config, pool, rows)
         reporter.note(f"held out: {len(rows):,} rows of the pool ({_shares(held)}); no arm can choose them")
         excluded[rows] = True
-    digests = {digest.tobytes() for digest in held.rows.encoded.digests}
+        digests = pool.encoded.digests[rows]
     # A copy of a held-out row in the pool would be learnt by heart.
-    copies = np.fromiter((one.tobytes() in digests for one in pool.encoded.digests), np.bool_, len(usable)) & ~excluded
+    there = {digest.tobytes() for digest in digests}
+    copies = np.fromiter((one.tobytes() in there for one in pool.encoded.digests), np.bool_, len(usable))
+    copies &= usable & ~excluded
     if copies.any():
         reporter.note(f"{int(copies.sum()):,} rows of the pool are copies of held-out rows; no arm can choose them")
     everything = excluded | copies
@@ -100,11 +104,11 @@ def _of_pool(config: RunConfig, pool: Pool, rows: Sequence[int]) -> HeldOut:
         encoded = (
             collect_examples([pool.encoded.example(row) for row in rows], pool.encoded.stats, pool.encoded.identity)
             if response
-            else encode_as(subset, pool.schemas, tokenizer, _of_responses(config))
+            else encode_as(subset, pool.schemas, tokenizer, of_responses(config))
         )
     else:
         tokenizer = load_tokenizer(model)
-        encoded = encode_as(subset, pool.schemas, tokenizer, _of_responses(config))
+        encoded = encode_as(subset, pool.schemas, tokenizer, of_responses(config))
     return HeldOut(TargetRows(subset, pool.schemas, encoded, tuple(labels[row] for row in rows)), tokenizer, 0)
 
 

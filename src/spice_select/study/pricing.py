@@ -65,10 +65,10 @@ class StudyPrice:
         return [
             f"{self.trainings:,} trainings, of which the ledger knows up to {self.known:,}; the rest train on about "
             f"{self.tokens:,} tokens.",
-            f"Gradients of the pool ({self.pool_tokens:,} tokens) are taken {self.collections:,} times, unless they are "
-            "there already.",
-            f"Measured here: {self.train_rate:,.0f} tokens a second in training, {self.evaluation_seconds:.1f} s for the "
-            f"held-out rows; together about {_time(self.seconds)} with one worker.",
+            f"Gradients of the pool ({self.pool_tokens:,} tokens) are taken {self.collections:,} times, unless they "
+            "are there already.",
+            f"Measured here: {self.train_rate:,.0f} tokens a second in training, {self.evaluation_seconds:.1f} s for "
+            f"the held-out rows; together about {_time(self.seconds)} with one worker.",
             "Other measurements of methods, benchmarks, and arms that choose the same rows are not counted.",
         ]
 
