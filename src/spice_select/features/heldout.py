@@ -7,6 +7,7 @@ from typing import Any
 
 from spice_select.analysis.contest_training import shared_sentence
 from spice_select.config import ModelConfig, RunConfig
+from spice_select.data.encoded import Encoded
 from spice_select.errors import ConfigError
 from spice_select.features.heldout_losses import rows_digest
 from spice_select.features.target import TargetRows, Words, encode_as, read_examples, shared_examples
@@ -66,10 +67,31 @@ def require_heldout(config: RunConfig) -> None:
 def read_heldout_rows(config: RunConfig, tokenizer: Any, reporter: Reporter) -> TargetRows:
     """Read and encode the files of ``training.heldout`` where there is no pool.
 
+    Their masks are those of the responses, whatever loss the gradients are of.
+
     Raises:
         DataError: A file that is missing, cannot be read or has no prompt and response, or no row with a response.
     """
-    return read_examples(config.training.heldout, config, tokenizer, reporter, _WORDS)
+    return read_examples(config.training.heldout, of_responses(config), tokenizer, reporter, _WORDS)
+
+
+def of_responses(config: RunConfig) -> RunConfig:
+    """The settings under which a row's trained tokens are those of its responses."""
+    return config.model_copy(update={"gradients": config.gradients.model_copy(update={"loss": "response"})})
+
+
+def as_in_pool(rows: TargetRows, config: RunConfig, tokenizer: Any, pool_tokenizer: Any) -> Encoded:
+    """Held-out rows as a pool holds rows: whether two are the same is a matter of one tokenizer and one mask.
+
+    Args:
+        rows: The held-out rows, of :func:`read_heldout_rows`.
+        config: The settings that the pool was read by.
+        tokenizer: What encoded the held-out rows.
+        pool_tokenizer: What encoded the pool.
+    """
+    if tokenizer is pool_tokenizer and config.gradients.loss == "response":
+        return rows.encoded
+    return encode_as(rows.rows, rows.schemas, pool_tokenizer, config)
 
 
 def read_heldout(config: RunConfig, pool: Pool, reporter: Reporter, clock: Clock) -> HeldOut:
@@ -84,11 +106,7 @@ def read_heldout(config: RunConfig, pool: Pool, reporter: Reporter, clock: Clock
         model = trained_model(config)
         tokenizer = pool.tokenizer if model == config.model else load_tokenizer(model)
         rows = read_heldout_rows(config, tokenizer, reporter)
-        # Whether two rows are the same is a matter of one tokenizer.
-        encoded = rows.encoded
-        if tokenizer is not pool.tokenizer:
-            encoded = encode_as(rows.rows, rows.schemas, pool.tokenizer, config)
-        in_pool = shared_examples(encoded, pool.encoded)
+        in_pool = shared_examples(as_in_pool(rows, config, tokenizer, pool.tokenizer), pool.encoded)
     if in_pool:
         reporter.warn(shared_sentence(in_pool, len(rows)))
     return HeldOut(rows, tokenizer, in_pool)

@@ -112,9 +112,5 @@ def _of_pool(config: RunConfig, pool: Pool, rows: Sequence[int]) -> HeldOut:
     return HeldOut(TargetRows(subset, pool.schemas, encoded, tuple(labels[row] for row in rows)), tokenizer, 0)
 
 
-def _of_responses(config: RunConfig) -> RunConfig:
-    return config.model_copy(update={"gradients": config.gradients.model_copy(update={"loss": "response"})})
-
-
 def _shares(held: HeldOut) -> str:
     return ", ".join(f"{count:,} of {name}" for name, count in held.domains.items())

@@ -12,7 +12,7 @@ import numpy as np
 
 from spice_select.config import GradientConfig, RunConfig
 from spice_select.errors import ModelError
-from spice_select.features.heldout import read_heldout_rows
+from spice_select.features.heldout import as_in_pool, read_heldout_rows
 from spice_select.features.heldout_losses import domain_means, row_losses, rows_digest
 from spice_select.features.losses import LossEngine
 from spice_select.features.target import TargetRows, shared_examples
@@ -160,7 +160,9 @@ class _Job:
                     files=training.heldout,
                     digest=rows_digest(heldout),
                     domains={name: heldout.subtasks.count(name) for name in dict.fromkeys(heldout.subtasks)},
-                    trained_on=shared_examples(heldout.encoded, subset.encoded),
+                    trained_on=shared_examples(
+                        as_in_pool(heldout, self.config, base.tokenizer, base.tokenizer), subset.encoded
+                    ),
                     before=before,
                     after=after,
                 )
