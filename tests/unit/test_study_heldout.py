@@ -1,4 +1,4 @@
-"""Held-out rows of a study: taken out of the pool or of files, with their copies, whatever the gradients' loss is of."""
+"""Held-out rows of a study: out of the pool or of files, with their copies, whatever the gradients' loss is of."""
 
 from __future__ import annotations
 
