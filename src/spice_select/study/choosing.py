@@ -8,25 +8,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spice_select.analysis.record import SelectionRecord
 from spice_select.analysis.study_record import WHOLE, Equal
 from spice_select.choices import Choices
 from spice_select.choosing import Entrant, Ground, choice_of, shared_gradients
 from spice_select.config import RunConfig
 from spice_select.errors import ConfigError, SpiceError
-from spice_select.export.tables import read_chosen
 from spice_select.features.gather import foresee
 from spice_select.files import Lock, make_folder
 from spice_select.gradients.store import GradientStore
 from spice_select.measuring import Measuring
 from spice_select.methods import Need
-from spice_select.pipeline import run as run_selection
 from spice_select.pool import Pool, check_selection, read_pool
 from spice_select.preconditions import chosen_method
 from spice_select.reporter import Clock, Reporter
 from spice_select.run_folder import RunFolder
 from spice_select.schedule.ranks import Ranks
 from spice_select.study.arms import FULL, StudyArm
+from spice_select.study.pooled import picked_in_pools
 
 SELECTIONS = "selections"
 
@@ -219,23 +217,13 @@ def _in_pools(
         folder = place / budget.folder
         config = config.model_copy(update={"output": config.output.model_copy(update={"folder": str(folder)})})
         try:
-            pool = read_pool(config, reporter, Clock())
-            if not RunFolder(folder).record.is_file():
-                run_selection(config, reporter)
-            one = _of_pools(folder, pool)
+            rows, tokens, seconds = picked_in_pools(config, place / f".{budget.folder}.candidates", reporter)
+            one = Chosen(rows, tokens, tokens, seconds)
         except SpiceError as error:
             reporter.warn(f"{arm.label}, {budget.name}: no choice: {error}")
             one = Chosen(error=str(error))
         for seed in seeds:
             found[(arm.label, budget.name, budget.equal, seed)] = one
-
-
-def _of_pools(folder: Path, pool: Pool) -> Chosen:
-    """What a run in pools chose, and what passed through its proxy: every row once, and the picks once more."""
-    record = SelectionRecord.read(RunFolder(folder).record)
-    rows = tuple(int(row) for row in read_chosen(RunFolder(folder).data).column("spice_index").to_pylist())
-    tokens = int(pool.encoded.lengths[pool.encoded.usable].sum() + pool.encoded.lengths[list(rows)].sum())
-    return Chosen(rows, tokens, tokens, sum(record.timings.values()))
 
 
 def budgets_of(
