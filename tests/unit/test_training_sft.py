@@ -280,3 +280,12 @@ def test_no_checkpoint_can_run_code(name: str, tmp_path: Path) -> None:
     with pytest.raises(pickle.UnpicklingError):
         fine_tune(base(), rows(), given, 4, tmp_path, resume=True)
     assert not mark.exists()
+
+
+def test_tokens_are_counted_with_the_short_last_batch_of_every_epoch(tmp_path: Path) -> None:
+    given = rows(5)
+    tokens = sum(len(one.input_ids) for one in given)
+    # Batches of 4 and 1: four steps are two epochs, and half as many again are not eight fifths of one.
+    for steps, passes in ((2, 1.0), (4, 2.0), (3, 1.8)):
+        found = fine_tune(base(), given, settings(max_steps=steps, batch_size=4), 0, tmp_path / str(steps))
+        assert found.steps == steps and found.tokens == round(passes * tokens)

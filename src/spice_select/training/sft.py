@@ -190,7 +190,9 @@ def fine_tune(
         raise ModelError(f"The training diverged{at}; set training.lr below {settings.lr:g}.")
     model.eval()
     steps = int(trainer.state.global_step)
-    passes = steps * settings.batch_size / len(rows) if settings.max_steps else settings.epochs
+    # The last batch of an epoch may be short.
+    whole, rest = divmod(steps, math.ceil(len(rows) / settings.batch_size))
+    passes = whole + rest * settings.batch_size / len(rows)
     return Trained(
         model=model,
         steps=steps,
