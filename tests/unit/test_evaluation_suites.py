@@ -93,6 +93,15 @@ def test_files_that_are_not_in_form(tmp_path: Path, name: str, file: str, conten
     assert "\n" not in str(caught.value)
 
 
+def test_a_packed_file_that_is_damaged(tmp_path: Path) -> None:
+    path = write_benchmarks(tmp_path) / "HumanEval.jsonl.gz"
+    whole = path.read_bytes()
+    for damaged in (whole[:-12], whole[:20] + b"\xff" * 30 + whole[50:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"HumanEval\.jsonl\.gz cannot be read"):
+            read_parts("humaneval", path.parent, 0)
+
+
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     folder = write_benchmarks(tmp_path)
     (folder / "gsm8k_test.jsonl").write_bytes(b'{"question": "\xff"}')

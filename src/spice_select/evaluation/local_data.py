@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -267,7 +268,7 @@ def _opened(path: Path) -> Iterator[Iterator[str]]:
         else:
             with open(path, encoding="utf-8-sig", newline="") as file:
                 yield iter(file)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{path} cannot be read ({reason.lower()}); name another evaluation.data.") from None
     except UnicodeDecodeError:
