@@ -74,7 +74,7 @@ SCREEN = {
     "pools-paper": "spice:normalize=none:alpha=1:schedule.kind=pools",
 }
 FULL = "full"
-FINALS = ("random", "sqrt", "unit-rel1-pool-h75", "length", FULL)
+FINALS = ("random", "sqrt", "sqrt-rel1-pool-h75", "length", FULL)
 """Arms of the second round: several seeds, budgets of 5% and 10%, equal in rows and in response tokens."""
 
 
