@@ -327,8 +327,8 @@ def _line(one: Outcome, number: int, total: int, *, again: bool) -> str:
 
 def _seeds_note(arms: Sequence[StudyArm]) -> str:
     drawn = [arm.label for arm in arms if arm.spec.method.varying() == "draw"]
-    who = f"{', '.join(drawn)} choose anew under every seed; " if drawn else ""
-    return f"{who}choices that do not draw are made once, and every seed is one of the training."
+    who = f"Drawn anew under every seed: {', '.join(drawn)}. " if drawn else ""
+    return f"{who}A choice that does not draw is made once, and its seeds are those of the training."
 
 
 def _shown(name: str) -> str:
