@@ -96,9 +96,9 @@ def mbpp_part(rows: Sequence[Mapping[str, Any]]) -> Part:
     found = [
         {
             "task_id": int(row["task_id"]),
-            "text": row["text"],
-            "code": row["code"].replace("\r\n", "\n"),
-            "test_list": list(row["test_list"]),
+            "text": _text(row, "text"),
+            "code": _text(row, "code").replace("\r\n", "\n"),
+            "test_list": _texts(row["test_list"]),
             "test_setup_code": (row.get("test_setup_code") or "").replace("\r\n", "\n"),
         }
         for row in rows
@@ -113,12 +113,14 @@ def mbpp_part(rows: Sequence[Mapping[str, Any]]) -> Part:
 
 def humaneval_part(rows: Sequence[Mapping[str, Any]]) -> Part:
     """HumanEval's rows, whichever way they were read."""
-    return Part("", tuple({key: row[key] for key in ("task_id", "prompt", "entry_point", "test")} for row in rows))
+    return Part(
+        "", tuple({key: _text(row, key) for key in ("task_id", "prompt", "entry_point", "test")} for row in rows)
+    )
 
 
 def _gsm8k(folder: Path, shots: int) -> tuple[Part, ...]:
     def row(given: Row) -> Row:
-        return {"question": given["question"], "answer": given["answer"]}
+        return {"question": _text(given, "question"), "answer": _text(given, "answer")}
 
     return (_with_shots(folder, "gsm8k_test.jsonl", "gsm8k_train.jsonl", row, shots),)
 
@@ -126,8 +128,8 @@ def _gsm8k(folder: Path, shots: int) -> tuple[Part, ...]:
 def _arc(folder: Path, shots: int) -> tuple[Part, ...]:
     def row(given: Row) -> Row:
         return {
-            "question": given["question"],
-            "choices": [given[label] for label in given["label"]],
+            "question": _text(given, "question"),
+            "choices": [_text(given, label) for label in given["label"]],
             "gold": given["label"].index(given["answer"]),
         }
 
@@ -163,9 +165,9 @@ def _choices(path: Path) -> tuple[Row, ...]:
     with _form(path), _opened(path) as lines:
         return tuple(
             {
-                "question": given["question"],
-                "choices": [given[f"choice{number}"] for number in range(4)],
-                "gold": int(given["answer"]),
+                "question": _text(given, "question"),
+                "choices": [_text(given, f"choice{number}") for number in range(4)],
+                "gold": range(4).index(int(given["answer"])),
             }
             for given in csv.DictReader(lines)
         )
@@ -176,7 +178,7 @@ def _bbh(folder: Path, shots: int) -> tuple[Part, ...]:
     for path in sorted((folder / "bbh" / "bbh").glob("*.json")):
         with _form(path):
             examples = json.loads("".join(_lines(path)))["examples"]
-            rows = tuple({"input": given["input"], "target": given["target"]} for given in examples)
+            rows = tuple({"input": _text(given, "input"), "target": _text(given, "target")} for given in examples)
         worked = folder / "bbh" / "cot-prompts" / f"{path.stem}.txt"
         opening, solved = _worked(worked)
         if len(solved) < shots:
@@ -212,12 +214,19 @@ def _mbpp(folder: Path, shots: int) -> tuple[Part, ...]:
 
 def _truthfulqa(folder: Path, shots: int) -> tuple[Part, ...]:
     def targets(given: Mapping[str, int]) -> Row:
-        return {"choices": list(given), "labels": [int(label) for label in given.values()]}
+        labels = [int(label) for label in given.values()]
+        if 1 not in labels:
+            raise ValueError("a question has no true answer")
+        return {"choices": list(given), "labels": labels}
 
     path = folder / "truthfulqa_mc.json"
     with _form(path):
         rows = [
-            {"question": given["question"], "mc1": targets(given["mc1_targets"]), "mc2": targets(given["mc2_targets"])}
+            {
+                "question": _text(given, "question"),
+                "mc1": targets(given["mc1_targets"]),
+                "mc2": targets(given["mc2_targets"]),
+            }
             for given in _rows(path)
         ]
     return (Part("", tuple(rows)),)
@@ -229,10 +238,10 @@ def _ifeval(folder: Path, shots: int) -> tuple[Part, ...]:
         # Settings differ from kind to kind, which one column of a table cannot hold: they stay JSON.
         rows = [
             {
-                "prompt": given["prompt"],
+                "prompt": _text(given, "prompt"),
                 "instructions": [
-                    json.dumps([kind, settings])
-                    for kind, settings in zip(given["instruction_id_list"], given["kwargs"], strict=True)
+                    json.dumps([kind, dict(settings)])
+                    for kind, settings in zip(_texts(given["instruction_id_list"]), given["kwargs"], strict=True)
                 ],
             }
             for given in _rows(path)
@@ -250,6 +259,20 @@ _READERS: dict[str, Callable[[Path, int], tuple[Part, ...]]] = {
     "truthfulqa": _truthfulqa,
     "ifeval": _ifeval,
 }
+
+
+def _text(given: Mapping[str, Any], column: str) -> str:
+    """A text of a row; a number in its place would only be met by the harness."""
+    value = given[column]
+    if not isinstance(value, str):
+        raise TypeError(f"{column!r} is no text")
+    return value
+
+
+def _texts(values: Any) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError("a list of texts is none")
+    return values
 
 
 def _found(folder: Path, name: str) -> Path:
