@@ -59,7 +59,7 @@ def test_a_study_is_taken_up_widened_and_told(study, tmp_path: Path) -> None:
     assert after.startswith(before) and len(ledger(out)) == 4 + 2 * 2
     found = Study.read(out / "study.json")
     # One row of the pool is a copy of a held-out one, and no arm may have it.
-    excluded = json.loads((out / "excluded-rows.json").read_text())
+    excluded = json.loads(next(out.glob("excluded-rows-*.json")).read_text())
     assert set(held) < set(excluded) and len(excluded) == 5
     assert found.missing == 0 and found.plan.rows == 35 and found.plan.heldout == {"rows": 4}
     assert {one.rows for one in found.outcomes} == {9, 35}
@@ -102,6 +102,41 @@ def test_equal_tokens_and_steps(study, tmp_path: Path) -> None:
             assert one.response_tokens <= limit
         else:
             assert one.rows == 9 and one.steps == 9
+
+
+def test_arms_without_equal_tokens_keep_their_other_budgets(study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arms = (
+        "random,random:label=by-origin:selection.groups=origin:selection.quotas=proportional,"
+        "length:label=everything:gradients.loss=all"
+    )
+    outcome = study(out, "--seeds", "1", "--full-seeds", "0", "--equal", "rows,tokens", "--methods", arms)
+    assert outcome.code == 0, outcome.err
+    found = Study.read(out / "study.json")
+    assert {(one.arm, one.equal) for one in found.outcomes} == {
+        ("random", "rows"),
+        ("random", "tokens"),
+        ("by-origin", "rows"),
+        ("everything", "rows"),
+    }
+    assert found.missing == 0 and "no sets equal in response tokens" in outcome.err
+
+
+def test_fixed_steps_are_another_training(study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call = ("--seeds", "1", "--full-seeds", "0", "--methods", "random")
+    assert study(out, *call).code == 0
+    assert study(out, *call, "--set", "training.max_steps=1").code == 0
+    first, other = ledger(out)[1:]
+    assert first.key != other.key and (first.steps, other.steps) == (3, 1)
+    assert [one.steps for one in Study.read(out / "study.json").outcomes] == [1]
+
+
+def test_a_first_start_that_fails_leaves_no_settings(study, command: Command, pool: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call = ["study", pool, "-m", tmp_path / "missing", "--methods", "random", "--seeds", "1", "--output", out]
+    assert command(*call).code == 3
+    assert study(out, "--seeds", "1", "--full-seeds", "0", "--methods", "random").code == 0
 
 
 def test_rows_of_two_arms_alike_are_trained_once(study, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spice_select.analysis.contest import ChoiceCost
 from spice_select.analysis.study_record import WHOLE, Equal
 from spice_select.choices import Choices
 from spice_select.choosing import Entrant, Ground, choice_of, shared_gradients
@@ -23,6 +24,7 @@ from spice_select.preconditions import chosen_method
 from spice_select.reporter import Clock, Reporter
 from spice_select.run_folder import RunFolder
 from spice_select.schedule.ranks import Ranks
+from spice_select.schedule.warmup import wanted
 from spice_select.study.arms import FULL, StudyArm
 from spice_select.study.pooled import picked_in_pools
 
@@ -58,14 +60,19 @@ class Chosen:
         forward_tokens: Tokens that went forward through a model for it.
         backward_tokens: Tokens that went backward.
         seconds: Time, measurements included, whether made for this arm or shared.
+        backward_work: Operations of a token's backward pass for each weight of the proxy: 4, or 2 where the gradients
+            are of adapters alone.
         error: Why it chose nothing.
+        planned: Whether the arm can have a budget of this kind at all.
     """
 
     rows: tuple[int, ...] = ()
     forward_tokens: int = 0
     backward_tokens: int = 0
     seconds: float = 0.0
+    backward_work: float = 4.0
     error: str | None = None
+    planned: bool = True
 
 
 Choosing = dict[tuple[str, str, Equal, int], Chosen]
@@ -166,8 +173,14 @@ def _choose(
     pool: Pool,
     found: Choosing,
 ) -> None:
+    why = not_for(arm, budget)
+    if why is not None:
+        ground.bench.reporter.note(f"{arm.label}: {why}")
     for seed in seeds:
         key = (arm.label, budget.name, budget.equal, seed)
+        if why is not None:
+            found[key] = Chosen(error=why, planned=False)
+            continue
         if seed not in entrant.seeds:
             # Nothing of this choice depends on the seed.
             found[key] = found[(arm.label, budget.name, budget.equal, entrant.seeds[0])]
@@ -182,12 +195,37 @@ def _choose(
             found[key] = Chosen(error=str(error))
             continue
         cost = saved.cost
+        warm = _warm_tokens(arm, pool, cost)
         found[key] = Chosen(
             rows=saved.indices,
-            forward_tokens=sum(one.tokens for one in cost.taken),
-            backward_tokens=sum(one.backward_tokens for one in cost.taken),
+            forward_tokens=warm + sum(one.tokens for one in cost.taken),
+            backward_tokens=warm + sum(one.backward_tokens for one in cost.taken),
             seconds=cost.seconds + sum(one.seconds for one in cost.taken),
+            backward_work=2.0 if arm.config.gradients.lora is not None else 4.0,
         )
+
+
+def not_for(arm: StudyArm, budget: StudyBudget) -> str | None:
+    """Why an arm cannot have a budget; None where it can."""
+    if budget.equal != "tokens":
+        return None
+    if arm.config.selection.quotas is not None:
+        return "quotas count rows, so that it has no sets equal in response tokens"
+    if arm.config.gradients.loss != "response":
+        return "its loss is over prompts too, so that it has no sets equal in response tokens"
+    return None
+
+
+def _warm_tokens(arm: StudyArm, pool: Pool, cost: ChoiceCost) -> int:
+    """Tokens of the proxy's warm-up, for a choice that measured anything with it; by the mean length of a row."""
+    schedule = arm.config.schedule
+    if not (cost.taken and wanted(schedule)):
+        return 0
+    usable = pool.encoded.usable
+    examples = schedule.warmup_steps * schedule.batch_size
+    if schedule.warmup_share is not None:
+        examples = round(schedule.warmup_share * int(usable.sum()))
+    return round(examples * float(pool.encoded.lengths[usable].mean()))
 
 
 def _entrant(arm: StudyArm, seeds: Sequence[int]) -> Entrant:
@@ -212,16 +250,22 @@ def _in_pools(
     found: Choosing,
 ) -> None:
     """An arm whose proxy learns while it chooses: one run for every budget, of the first seed."""
+    work = 2.0 if arm.config.schedule.scope == "lora" else 4.0
     for budget in budgets:
         config = _with_budget(_entrant(arm, seeds).config, budget)
         folder = place / budget.folder
         config = config.model_copy(update={"output": config.output.model_copy(update={"folder": str(folder)})})
-        try:
-            rows, tokens, seconds = picked_in_pools(config, place / f".{budget.folder}.candidates", reporter)
-            one = Chosen(rows, tokens, tokens, seconds)
-        except SpiceError as error:
-            reporter.warn(f"{arm.label}, {budget.name}: no choice: {error}")
-            one = Chosen(error=str(error))
+        why = not_for(arm, budget)
+        if why is not None:
+            reporter.note(f"{arm.label}: {why}")
+            one = Chosen(error=why, planned=False)
+        else:
+            try:
+                rows, tokens, seconds = picked_in_pools(config, place / f".{budget.folder}.candidates", reporter)
+                one = Chosen(rows, tokens, tokens, seconds, work)
+            except SpiceError as error:
+                reporter.warn(f"{arm.label}, {budget.name}: no choice: {error}")
+                one = Chosen(error=str(error))
         for seed in seeds:
             found[(arm.label, budget.name, budget.equal, seed)] = one
 

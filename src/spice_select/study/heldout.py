@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +22,8 @@ from spice_select.reporter import Clock, Reporter
 
 HELDOUT = "heldout-rows.json"
 """Rows of the pool that are held out, in the form of ``selection.exclude``."""
-EXCLUDED = "excluded-rows.json"
-"""All rows that no arm may choose: those held out, their copies, and those that the user excludes."""
+EXCLUDED = "excluded-rows-{digest}.json"
+"""All rows that no arm may choose: those held out, their copies, and those that the user excludes; by their content."""
 _SHARE, _MOST = 0.1, 100
 
 
@@ -68,10 +69,12 @@ def held_out(
     if copies.any():
         reporter.note(f"{int(copies.sum()):,} rows of the pool are copies of held-out rows; no arm can choose them")
     everything = excluded | copies
-    path = folder / EXCLUDED
-    write_text(path, json.dumps(np.flatnonzero(everything).tolist()) + "\n")
     if not everything.any():
         return config, held
+    content = json.dumps(np.flatnonzero(everything).tolist()) + "\n"
+    # Two studies of one output that hold out different rows must not exclude each other's.
+    path = folder / EXCLUDED.format(digest=hashlib.sha256(content.encode()).hexdigest()[:8])
+    write_text(path, content)
     selection = config.selection.model_copy(update={"exclude": str(path.absolute())})
     return config.model_copy(update={"selection": selection}), held
 

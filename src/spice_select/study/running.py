@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spice_select.analysis.study_record import UNTRAINED, WHOLE, Equal, Outcome, Study, StudyPlan
 from spice_select.analysis.study_statistics import summarise
-from spice_select.config import RunConfig, TrainingConfig, to_yaml
+from spice_select.config import RunConfig, TrainingConfig, load_config, to_yaml
 from spice_select.errors import ConfigError, OutputError
 from spice_select.features.heldout import trained_model
 from spice_select.files import Lock, make_folder, remove_file, write_text
@@ -28,7 +28,7 @@ from spice_select.study.choosing import (
     choose_all,
     share_of,
 )
-from spice_select.study.heldout import held_out
+from spice_select.study.heldout import HELDOUT, held_out
 from spice_select.study.ledger import LEDGER, Ledger
 from spice_select.study.training import Bench, Suites, Unit
 from spice_select.training.sft import planned_steps, require_trainer
@@ -77,15 +77,17 @@ class StudyResult:
     Attributes:
         folder: Where everything lies.
         study: What ``study.json`` holds.
+        failed: Planned trainings whose arm could not choose.
     """
 
     folder: Path
     study: Study
+    failed: int = 0
 
     @property
     def exit_code(self) -> int:
-        """0 where every training of the plan came to an end."""
-        return 3 if any(one.error for one in self.study.outcomes) else 0
+        """0 where every training that was begun came to an end, and every arm could choose."""
+        return 3 if self.failed or any(one.error for one in self.study.outcomes) else 0
 
     def describe(self, width: int = 80) -> list[str]:
         """The study in a short table."""
@@ -122,10 +124,17 @@ def study(
     require_named(config, output=True)
     require_trainer()
     folder, clock = Path(config.output.folder), Clock()
-    _claim_folder(config, folder, overwrite=settings.overwrite)
+    _check_folder(config, folder, overwrite=settings.overwrite)
+    asked, config = config, _of_responses(config)
+    # Whatever an arm's gradients are of, models are trained on responses and judged by them.
     pool = read_pool(config, reporter, clock)
-    with Lock.acquire(folder / ".heldout.lock"):
+    make_folder(folder)
+    with Lock.acquire(folder / ".study.lock"):
         config, held = held_out(config, pool, settings.holdout, folder, reporter, clock)
+        _check_folder(asked, folder, overwrite=settings.overwrite)
+        if settings.overwrite:
+            remove_file(folder / LEDGER)
+        write_text(folder / CONFIG, to_yaml(asked))
     arms = [_sharing(arm, config) for arm in arms]
     free = pool.encoded.usable & ~excluded_rows(config, pool)
     tokens = int(pool.encoded.response_tokens[free].sum())
@@ -134,6 +143,7 @@ def study(
     bench = Bench(config, pool, held, folder, reporter, settings.suites, settings.suites_digest)
     whole = Chosen(tuple(int(row) for row in free.nonzero()[0]))
     units = _units(arms, budgets, settings, choices, whole, config.training)
+    failed = sum(one.error is not None and one.planned for one in choices.values())
     ledger = Ledger(settings.ledger or folder / LEDGER)
     reporter.stage("Trainings")
     outcomes = (
@@ -171,7 +181,7 @@ def study(
         outcomes=trained,
         untrained=losses,
         summary=summarise(plan, trained, losses),
-        missing=len(units) - len(trained),
+        missing=len(units) + failed - len(trained),
         versions=versions(),
         seconds=time.perf_counter() - begun,
     )
@@ -179,32 +189,36 @@ def study(
         from spice_select.report.study import write_study
 
         write_study(folder, found)
-    return StudyResult(folder, found)
+    return StudyResult(folder, found, failed)
 
 
-def _claim_folder(config: RunConfig, folder: Path, *, overwrite: bool) -> None:
-    """Make the folder this study's; a study of other rows, models or settings is not mixed with it."""
-    make_folder(folder)
+def _check_folder(config: RunConfig, folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder of something else, or of a study of other rows, models or settings; nothing is written yet."""
     path = folder / CONFIG
-    with Lock.acquire(folder / ".study.lock"):
-        if path.is_file() and not overwrite:
-            from spice_select.config import load_config
-
-            found = differences(load_config(path), config, ignored=[("selection",), ("method",), ("preset",)])
-            if found:
-                listed = "; ".join(f"{name} was {old!r} and is now {new!r}" for name, old, new in found[:4])
-                raise OutputError(
-                    f"The output {folder} belongs to a study of other settings ({listed}); name another folder, or "
-                    "start again with --overwrite."
-                )
-        elif not path.is_file() and any(one.name not in _OURS for one in folder.iterdir()):
-            raise OutputError(f"The output {folder} holds files that no study has left; name a new folder.")
-        if overwrite:
-            remove_file(folder / LEDGER)
-        write_text(path, to_yaml(config))
+    if path.is_file() and not overwrite:
+        found = differences(load_config(path), config, ignored=[("selection",), ("method",), ("preset",)])
+        if found:
+            listed = "; ".join(f"{name} was {old!r} and is now {new!r}" for name, old, new in found[:4])
+            raise OutputError(
+                f"The output {folder} belongs to a study of other settings ({listed}); name another folder, or "
+                "start again with --overwrite."
+            )
+    elif folder.exists() and not folder.is_dir():
+        raise OutputError(f"The output {folder} is a file; name a folder.")
+    elif folder.is_dir() and not path.is_file() and not all(_ours(one.name) for one in folder.iterdir()):
+        raise OutputError(f"The output {folder} holds files that no study has left; name a new folder.")
 
 
-_OURS = frozenset({".study.lock", LEDGER, f".{LEDGER}.lock", SELECTIONS})
+def _ours(name: str) -> bool:
+    """Whether a study leaves something of this name before it has written its settings."""
+    return name in _OURS or (name.startswith("excluded-rows-") and name.endswith(".json"))
+
+
+def _of_responses(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"gradients": config.gradients.model_copy(update={"loss": "response"})})
+
+
+_OURS = frozenset({".study.lock", LEDGER, f".{LEDGER}.lock", SELECTIONS, HELDOUT})
 
 
 def _sharing(arm: StudyArm, config: RunConfig) -> StudyArm:

@@ -26,7 +26,7 @@ from spice_select.gradients.proxy import Proxy, load_proxy
 from spice_select.pool import Pool
 from spice_select.reporter import Reporter, heard
 from spice_select.study.choosing import Chosen
-from spice_select.training.sft import Trained, fine_tune, planned_steps, restore, trainable
+from spice_select.training.sft import Trained, computes_in_bf16, fine_tune, planned_steps, restore, trainable
 
 TRAINER_FOLDER = "trainer"
 """Where long trainings keep checkpoints until they have ended."""
@@ -69,7 +69,7 @@ class Bench:
 
     Attributes:
         config: The settings.
-        pool: The rows, as the proxy reads them.
+        pool: The rows, as the proxy reads them, trained on their responses.
         held: What the losses are taken of.
         folder: Folder of the study.
         reporter: Hears the progress.
@@ -114,28 +114,28 @@ class Bench:
                 "suites": self.suites_digest,
                 "trainer": TRAINER,
             }
+            if computes_in_bf16(base, self.config.training):
+                # Losses of another precision are other losses.
+                self._identity["computed"] = "bfloat16"
         return self._identity
 
     def examples(self, rows: Sequence[int]) -> list[Example]:
         """Rows as the trained model reads them, in the order of the rows."""
         missing = [row for row in rows if row not in self._examples]
         if missing:
-            if self.held.tokenizer is self.pool.tokenizer and self.config.gradients.loss == "response":
+            if self.held.tokenizer is self.pool.tokenizer:
                 self._examples |= {row: self.pool.encoded.example(row) for row in missing}
             else:
-                response = self.config.gradients.model_copy(update={"loss": "response"})
                 encoded = encode_as(
-                    self.pool.rows.subset(np.array(missing)),
-                    self.pool.schemas,
-                    self.held.tokenizer,
-                    self.config.model_copy(update={"gradients": response}),
+                    self.pool.rows.subset(np.array(missing)), self.pool.schemas, self.held.tokenizer, self.config
                 )
                 self._examples |= {row: encoded.example(place) for place, row in enumerate(missing)}
         return [self._examples[row] for row in sorted(rows)]
 
     def key(self, unit: Unit) -> str:
         """Digest of everything that a training depends on."""
-        return _digest([self.subset(unit.chosen.rows), unit.seed, unit.steps, self.identity()])
+        steps = unit.steps or self.config.training.max_steps
+        return _digest([self.subset(unit.chosen.rows), unit.seed, steps, self.identity()])
 
     def subset(self, rows: Sequence[int]) -> str:
         """Digest of a set of rows, whatever their order."""
@@ -180,7 +180,8 @@ class Bench:
             "selection_forward_tokens": chosen.forward_tokens,
             "selection_backward_tokens": chosen.backward_tokens,
             "selection_seconds": chosen.seconds,
-            "selection_flops": self._proxy_size() * (2.0 * chosen.forward_tokens + 4.0 * chosen.backward_tokens),
+            "selection_flops": self._proxy_size()
+            * (2.0 * chosen.forward_tokens + chosen.backward_work * chosen.backward_tokens),
         }
         common: dict[str, Any] = {
             "key": self.key(unit),

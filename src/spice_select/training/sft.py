@@ -148,7 +148,7 @@ def fine_tune(
             warmup_steps=math.ceil(settings.warmup_ratio * planned_steps(len(rows), settings)),
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
-            bf16=settings.autocast and base.dtype == torch.float32 and _computes_bf16(device),
+            bf16=computes_in_bf16(base, settings),
             gradient_checkpointing=settings.gradient_checkpointing,
             logging_steps=1,
             logging_nan_inf_filter=False,
@@ -326,8 +326,10 @@ def _unfrozen(base: Proxy) -> Any:
     return base.model
 
 
-def _computes_bf16(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+def computes_in_bf16(base: Proxy, settings: TrainingConfig) -> bool:
+    """Whether a training computes in bfloat16 over float32 weights."""
+    wanted = settings.autocast and base.dtype == torch.float32
+    return wanted and base.device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def _finite(model: Any) -> bool:
