@@ -69,6 +69,9 @@ SCREEN = {
     "lora-unit-rel1-pool-h50": f"spice:{UNIT}:{FULLY}:{POOL}:hinge='50%':{LORA}",
     "unit-rel1-pool-h75-quotas": f"spice:{UNIT}:{FULLY}:{POOL}:hinge='75%':{QUOTAS}",
     "sqrt-rel1-pool-h75": f"spice:{FULLY}:{POOL}:hinge='75%'",
+    # Random rows in the mixture of the picks of `sqrt`.
+    "random-58-30-12": "random:selection.groups=source:selection.quotas={gsm8k: {min: 58, max: 58}, "
+    "code_alpaca: {min: 30, max: 30}, alpaca: {min: 12, max: 12}}",
     "all-paper": f"spice:normalize=none:alpha=1:{EVERYTHING}",
     "all-unit": f"spice:{UNIT}:{EVERYTHING}",
     "pools-paper": "spice:normalize=none:alpha=1:schedule.kind=pools",
