@@ -26,7 +26,7 @@ def test_names_of_benchmarks() -> None:
         tasks_of("gsm8")
     with pytest.raises(ConfigError, match=r"no benchmark 'zzz'; known are paper, gsm8k"):
         tasks_of("zzz")
-    with pytest.raises(ConfigError, match=r"evaluation\.suite is empty"):
+    with pytest.raises(ConfigError, match=r"--suite is empty"):
         tasks_of(" , ")
 
 

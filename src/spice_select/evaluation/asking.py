@@ -70,8 +70,8 @@ def require_modules(tasks: Sequence[SuiteTask]) -> None:
         missing = [name for name in task.needs if find_spec(name) is None]
         if missing:
             raise ConfigError(
-                f"evaluation.suite {task.name} with rows from the Hub needs {', '.join(missing)}; pip install "
-                f"'lm_eval[{task.name}]', or name a folder of files as evaluation.data."
+                f"--suite {task.name} with rows from the Hub needs {', '.join(missing)}; pip install "
+                f"'lm_eval[{task.name}]', or name a folder of files by --data."
             )
 
 
@@ -294,9 +294,7 @@ def _from_hub(suite: SuiteTask) -> Part:
 def _unreachable(suite: SuiteTask, error: Exception) -> DataError:
     # The harness and datasets raise whatever the network, the cache or a file of theirs raised.
     told = " ".join(str(error).split())[:200] or type(error).__name__
-    return DataError(
-        f"The rows of {suite.name} cannot be had from the Hub ({told}); name a folder of files as evaluation.data."
-    )
+    return DataError(f"The rows of {suite.name} cannot be had from the Hub ({told}); name a folder of files by --data.")
 
 
 def _subject(name: str, suite: SuiteTask, stock: bool) -> str:

@@ -215,7 +215,7 @@ def _allowed(tasks: Sequence[SuiteTask], execute_code: bool) -> tuple[list[Suite
     if set(tasks) != set(PAPER):
         named = " and ".join(task.name for task in tasks if task.executes_code)
         raise ConfigError(
-            f"evaluation.suite {named} runs programs that the model wrote; set {FLAG} to allow it, or leave it out."
+            f"--suite {named} runs programs that the model wrote; set {FLAG} to allow it, or leave it out."
         )
     reason = f"it runs programs that the model wrote; set {FLAG} to allow it."
     return [task for task in tasks if not task.executes_code], {

@@ -63,12 +63,10 @@ def check_folder(folder: Path, tasks: Sequence[SuiteTask]) -> None:
         DataError: Files are missing.
     """
     if not folder.is_dir():
-        raise ConfigError(f"evaluation.data {folder} is no folder; name the folder of the benchmarks' files.")
+        raise ConfigError(f"--data {folder} is no folder; name the folder of the benchmarks' files.")
     missing = [name for task in tasks for name in task.files if not _found(folder, name).exists()]
     if missing:
-        raise DataError(
-            f"evaluation.data {folder} has no {', '.join(missing)}; put the files there or name other benchmarks."
-        )
+        raise DataError(f"--data {folder} has no {', '.join(missing)}; put the files there or name other benchmarks.")
 
 
 def read_parts(name: str, folder: Path, shots: int) -> tuple[Part, ...]:
@@ -293,7 +291,7 @@ def _opened(path: Path) -> Iterator[Iterator[str]]:
                 yield iter(file)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{path} cannot be read ({reason.lower()}); name another evaluation.data.") from None
+        raise DataError(f"{path} cannot be read ({reason.lower()}); name another --data.") from None
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text; fetch it again.") from None
 

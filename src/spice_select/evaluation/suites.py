@@ -199,7 +199,7 @@ def tasks_of(names: str) -> tuple[SuiteTask, ...]:
         elif name:
             near = get_close_matches(name.lower(), [ALL, *known], n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else f"known are {ALL}, {', '.join(known)}."
-            raise ConfigError(f"evaluation.suite names no benchmark {name!r}; {hint}")
+            raise ConfigError(f"--suite names no benchmark {name!r}; {hint}")
     if not found:
-        raise ConfigError(f"evaluation.suite is empty; name {ALL}, or some of {', '.join(known)}.")
+        raise ConfigError(f"--suite is empty; name {ALL}, or some of {', '.join(known)}.")
     return tuple(found.values())
