@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spice_select.analysis.contest import ChoiceCost
-from spice_select.analysis.study_record import WHOLE, Equal
+from spice_select.analysis.study_record import Equal
 from spice_select.choices import Choices
 from spice_select.choosing import Entrant, Ground, choice_of, shared_gradients
 from spice_select.config import RunConfig
@@ -313,6 +313,3 @@ def share_of(name: str, usable: int) -> float:
             f"--budgets cannot have '{name}'; give shares (1%,5%,100%) or rows, of the {usable:,} that can be chosen."
         )
     return share
-
-
-__all__ = ["WHOLE", "Choosing", "Chosen", "StudyBudget", "budgets_of", "choose_all", "share_of"]

@@ -13,7 +13,7 @@ from spice_select.config import RunConfig, TrainingConfig, load_config, to_yaml
 from spice_select.errors import ConfigError, OutputError
 from spice_select.features.heldout import trained_model
 from spice_select.files import Lock, make_folder, remove_file, write_text
-from spice_select.pool import Pool, excluded_rows, read_pool
+from spice_select.pool import excluded_rows, read_pool
 from spice_select.preconditions import require_named
 from spice_select.reporter import Clock, Reporter
 from spice_select.results import versions
@@ -262,7 +262,7 @@ def _train_all(
     claims = make_folder(folder / CLAIMS)
     keys = {unit.place: bench.key(unit) for unit in units}
     waiting = list(units)
-    base = _digest_of_base(bench)
+    base = bench.untrained_key()
     while True:
         known = ledger.read()
         by_place = {(one.arm, one.budget, one.equal, one.seed, one.key): one for one in known}
@@ -274,20 +274,24 @@ def _train_all(
         if base not in by_key:
             with _Claim(claims, base) as lock:
                 if lock is not None:
-                    reporter.note("the model before any training")
-                    ledger.add(bench.untrained().model_copy(update={"key": base}))
+                    if all(one.key != base for one in ledger.read()):
+                        reporter.note("the model before any training")
+                        ledger.add(bench.untrained())
                     continue
         for unit in waiting:
             key = keys[unit.place]
             with _Claim(claims, key) as lock:
                 if lock is None:
                     continue
-                # Another process may have ended it since the ledger was read.
-                fresh = {one.key: one for one in ledger.read()}
-                outcome = bench.outcome(unit, fresh.get(key))
-                ledger.add(outcome)
-                reporter.note(_line(outcome, len(units) - len(waiting) + 1, len(units), again=key in fresh))
                 worked = True
+                # Another process may have ended it since the ledger was read.
+                fresh = ledger.read()
+                if not any((one.arm, one.budget, one.equal, one.seed, one.key) == (*unit.place, key) for one in fresh):
+                    twin = next((one for one in fresh if one.key == key), None)
+                    outcome = bench.outcome(unit, twin)
+                    ledger.add(outcome)
+                    done = len(units) - len(waiting) + 1
+                    reporter.note(_line(outcome, done, len(units), again=twin is not None))
                 break
         if not worked:
             if share:
@@ -305,7 +309,7 @@ def _finished(bench: Bench, units: Sequence[Unit], ledger: Ledger, reporter: Rep
     for one in kept:
         if one.error:
             reporter.warn(f"{one.arm}, {one.budget}, seed {one.seed}: {one.error}")
-    base = _digest_of_base(bench)
+    base = bench.untrained_key()
     return kept + [one for one in known if one.key == base][:1]
 
 
@@ -323,13 +327,6 @@ class _Claim:
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             self._lock.close()
-
-
-def _digest_of_base(bench: Bench) -> str:
-    import hashlib
-    import json
-
-    return hashlib.sha256(json.dumps([UNTRAINED, bench.identity()], sort_keys=True).encode()).hexdigest()
 
 
 def _line(one: Outcome, number: int, total: int, *, again: bool) -> str:
@@ -364,6 +361,3 @@ def check(config: RunConfig, settings: StudySettings) -> None:
             "schedule.kind pools cannot be set for all arms; give it to the arm that it is for, as "
             "spice:schedule.kind=pools."
         )
-
-
-__all__ = ["Pool", "StudyResult", "StudySettings", "check", "study"]

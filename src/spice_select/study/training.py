@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from spice_select.analysis.study_record import Cost, Losses, Outcome
+from spice_select.analysis.study_record import UNTRAINED, Cost, Losses, Outcome
 from spice_select.config import GradientConfig, RunConfig, TrainingConfig
 from spice_select.data.encoded import Example
 from spice_select.errors import DataError, ModelError
@@ -141,15 +141,19 @@ class Bench:
         """Digest of a set of rows, whatever their order."""
         return _digest(sorted(one.digest.hex() for one in self.examples(rows)))
 
+    def untrained_key(self) -> str:
+        """Digest of everything that the losses of the model as it came depend on."""
+        return _digest([UNTRAINED, self.identity()])
+
     def untrained(self) -> Outcome:
         """The model as it came."""
         losses = self._measure(self.base)
         suites = self.suites(self.base.model, self.base.tokenizer) if self.suites else {}
         return Outcome(
-            key=_digest(["untrained", self.identity()]),
-            arm="untrained",
+            key=self.untrained_key(),
+            arm=UNTRAINED,
             seed=self.config.seed,
-            budget="untrained",
+            budget=UNTRAINED,
             equal="rows",
             rows=0,
             response_tokens=0,
