@@ -14,8 +14,9 @@ these are few, else by the matrix. All of it is float64.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
+from spice_select.selection.bounds import Bounds
 from spice_select.selection.conflict import Conflict, Score
 from spice_select.selection.fisher import LogDet
 from spice_select.selection.greedy import Choice, lowest_best, slack
@@ -65,12 +66,8 @@ class BlockedLazy:
         self._conflict = conflict
         self._score = score
         self._norms = np.sqrt(pool.squared_norms)
-        self._potentials = pool.squared_norms.copy()
-        self._seen = np.zeros(len(pool), dtype=np.int64)
-        gains = information.gains(self._potentials)
-        bounds = score.bound(slice(None), gains, conflict.fixed)
-        self._bounds = np.where(eligible & (self._norms > 0), bounds, -np.inf)
         # A zero row scores exactly 0 for ever, so only the first of them is ever a candidate.
+        self._known = Bounds(pool, information, conflict, score, eligible & (self._norms > 0))
         self._zeros = eligible & (self._norms == 0)
         self._first_zero = 0
         self._size = active or max(64, min(1024, len(pool) // 32))
@@ -119,7 +116,7 @@ class BlockedLazy:
 
     def close(self, indices: Int[np.ndarray, " m"]) -> None:
         """Take rows out of the candidates."""
-        self._bounds[indices] = -np.inf
+        self._known.close(indices)
         self._zeros[indices] = False
         at = np.searchsorted(self._ids, indices)
         inside = at < len(self._ids)
@@ -129,9 +126,9 @@ class BlockedLazy:
     def ending(self) -> Ending:
         """The last potential of every row, and the information without what only a running engine needs."""
         self._flush()
-        self._potentials[self._ids] = self._active_potentials
+        self._known.potentials[self._ids] = self._active_potentials
         self._information.forget()
-        return Ending(self._potentials, self._information, self._work)
+        return Ending(self._known.potentials, self._information, self._work + self._known.work)
 
     def _best_active(self) -> Choice | None:
         gains = self._information.gains(self._active_potentials)
@@ -172,19 +169,18 @@ class BlockedLazy:
     def _rebuild(self) -> bool:
         """Choose the active set anew; False where that cannot settle the next pick."""
         self._flush()
-        step = self._information.size
         live = self._offset == 0.0
-        self._write_back(self._ids[live], self._active_potentials[live])
-        count = int(np.count_nonzero(self._bounds > -np.inf))
+        self._known.write_back(self._ids[live], self._active_potentials[live])
+        count = int(np.count_nonzero(self._known.values > -np.inf))
         if self._picks > PICKS_BEFORE_SHRINKING and self._size > self._usual:
             self._size = max(self._usual, self._size // 2)
         size = min(self._size, count)
         top = self._top(size)
-        if self._picks == 0 and size < count and np.all(self._seen[top] == step):
+        if self._picks == 0 and size < count and self._known.current(top):
             # Nothing new to look at: penalties or ties reach further down than the active set.
             if self._size >= self._most:
                 # The active set stays, so the highest bound outside is that outside of it, not of the top.
-                others = self._bounds.copy()
+                others = self._known.values.copy()
                 others[self._ids] = -np.inf
                 self._outside = float(others.max())
                 return False
@@ -196,21 +192,21 @@ class BlockedLazy:
         rows = np.empty((len(top), self._pool.dim))
         rows[at_new] = self._rows[at_old]
         potentials = np.empty(len(top))
-        potentials[at_new] = self._potentials[kept]
+        potentials[at_new] = self._known.potentials[kept]
         fresh = np.setdiff1d(np.arange(len(top)), at_new, assume_unique=True)
         for start in range(0, len(fresh), GATHER):
             part = fresh[start : start + GATHER]
             found = self._pool.take(top[part])
             rows[part] = found
-            potentials[part] = self._refresh(top[part], found)
+            potentials[part] = self._known.refresh(top[part], found)
         self._set_active(top, rows, potentials)
         return True
 
     def _top(self, size: int) -> np.ndarray:
         """Rows with the highest bounds, by number; the highest bound among the others is noted."""
-        cut = len(self._bounds) - size
-        order = np.argpartition(self._bounds, max(cut - 1, 0))
-        self._outside = float(self._bounds[order[cut - 1]]) if cut > 0 else -np.inf
+        cut = len(self._known.values) - size
+        order = np.argpartition(self._known.values, max(cut - 1, 0))
+        self._outside = float(self._known.values[order[cut - 1]]) if cut > 0 else -np.inf
         return np.sort(order[cut:])
 
     def _set_active(self, ids: np.ndarray, rows: np.ndarray, potentials: np.ndarray) -> None:
@@ -280,40 +276,9 @@ class BlockedLazy:
         if self._wants_dots:
             self._dots += self._rows @ row
 
-    def _write_back(self, ids: np.ndarray, potentials: np.ndarray) -> None:
-        self._potentials[ids] = potentials
-        self._seen[ids] = self._information.size
-        fixed = None if self._conflict.fixed is None else self._conflict.fixed[ids]
-        self._bounds[ids] = self._score.bound(ids, self._information.gains(potentials), fixed)
-
-    def _refresh(self, ids: np.ndarray, rows: np.ndarray) -> Float[np.ndarray, " m"]:
-        """Exact potentials of rows, by update vectors where few are new to a row, else by the matrix; noted."""
-        information = self._information
-        step = information.size
-        ages = step - self._seen[ids]
-        limit = min(step - information.first_vector, information.dim // 2)
-        potentials = self._potentials[ids]
-        old = ages > limit
-        if old.any():
-            potentials[old] = information.potentials(rows[old])
-            self._work += float(old.sum()) * information.dim**2
-        low = 0
-        while low < limit:
-            high = min(max(16, 2 * low), limit)
-            group = np.flatnonzero((ages > low) & (ages <= high))
-            if len(group):
-                since = step - int(ages[group].max())
-                onto = rows[group] @ information.vectors(since).T
-                self._work += float(onto.size) * information.dim
-                onto[np.arange(since, step) < self._seen[ids[group], None]] = 0.0
-                potentials[group] = np.maximum(potentials[group] - np.einsum("ij,ij->i", onto, onto), 0.0)
-            low = high
-        self._write_back(ids, potentials)
-        return potentials
-
     def _scan(self) -> Choice | None:
         """Settle a pick that too many rows may still win, a batch of the highest bounds after the other."""
-        waiting = self._bounds.copy()
+        waiting = self._known.values.copy()
         waiting[self._ids] = -np.inf
         size = min(1024, len(waiting))
         self._best_active()
@@ -325,7 +290,7 @@ class BlockedLazy:
             if not len(top):
                 break
             rows = self._pool.take(top)
-            gains = self._information.gains(self._refresh(top, rows))
+            gains = self._information.gains(self._known.refresh(top, rows))
             conflicts = self._conflict.of_rows(top, rows, self._norms[top])
             scores = self._score(top, gains, conflicts)
             best = max(best, float(scores.max()))

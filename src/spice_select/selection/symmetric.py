@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Float
 
 BLOCK = 256
+WAITING = 32
+"""Rows of U that wait until they are taken off together: a matrix product instead of passes over the whole matrix."""
 
 
 class Symmetric:
@@ -20,12 +22,20 @@ class Symmetric:
         # Below the diagonal blocks nothing is ever read.
         self._matrix = np.eye(self.dim)
         self._columns = [slice(low, min(low + BLOCK, self.dim)) for low in range(0, self.dim, BLOCK)]
-        self.subtract(vectors)
+        self._waiting = np.empty((WAITING, self.dim))
+        self._count = 0
+        self._take_off(vectors)
 
     def subtract(self, vectors: Float[np.ndarray, "b d"]) -> None:
         """Take v^T v away for each row v."""
-        for columns in self._columns:
-            self._matrix[: columns.stop, columns] -= vectors[:, : columns.stop].T @ vectors[:, columns]
+        if self._count + len(vectors) > WAITING:
+            self._take_off(self._waiting[: self._count])
+            self._count = 0
+        if len(vectors) >= WAITING:
+            self._take_off(vectors)
+            return
+        self._waiting[self._count : self._count + len(vectors)] = vectors
+        self._count += len(vectors)
 
     def times(self, rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
         """The product with each row."""
@@ -34,6 +44,9 @@ class Symmetric:
             out[:, columns] = rows[:, : columns.stop] @ self._matrix[: columns.stop, columns]
             if columns.stop < self.dim:
                 out[:, columns] += rows[:, columns.stop :] @ self._matrix[columns, columns.stop :].T
+        if self._count:
+            waiting = self._waiting[: self._count]
+            out -= (rows @ waiting.T) @ waiting
         return out
 
     def forms(self, rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " m"]:
@@ -45,4 +58,11 @@ class Symmetric:
             if columns.start:
                 image += 2.0 * (rows[:, : columns.start] @ self._matrix[: columns.start, columns])
             out += np.einsum("ij,ij->i", image, part)
+        if self._count:
+            onto = rows @ self._waiting[: self._count].T
+            out -= np.einsum("ij,ij->i", onto, onto)
         return out
+
+    def _take_off(self, vectors: Float[np.ndarray, "b d"]) -> None:
+        for columns in self._columns:
+            self._matrix[: columns.stop, columns] -= vectors[:, : columns.stop].T @ vectors[:, columns]

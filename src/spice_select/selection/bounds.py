@@ -1,0 +1,89 @@
+"""Upper bounds of every row's score, and how old each is: what the lazy loops share.
+
+Gains only shrink, so that a gain of any earlier step bounds the gain of now. A row's potential q = g^T (I + a F_S)^-1 g
+is kept with the step at which it was measured; a row is brought up to date by the update vectors since then where these
+are few, else by the matrix.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from spice_select.selection.conflict import Conflict, Score
+from spice_select.selection.fisher import LogDet
+from spice_select.selection.rows import Pool
+
+
+class Bounds:
+    """A potential, its age and an upper bound of the score for each row.
+
+    Args:
+        pool: The rows.
+        information: The log-determinant, empty.
+        conflict: What opposes.
+        score: What is compared.
+        candidates: Rows that may be chosen; the bound of any other row is -inf.
+
+    Attributes:
+        values: Upper bound of each row's score.
+        potentials: Potential of each row as it was last measured.
+        work: Multiply-adds spent on measuring rows again.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        information: LogDet,
+        conflict: Conflict,
+        score: Score,
+        candidates: Bool[np.ndarray, " n"],
+    ) -> None:
+        self._information = information
+        self._conflict = conflict
+        self._score = score
+        self.potentials = pool.squared_norms.copy()
+        self._seen = np.zeros(len(pool), dtype=np.int64)
+        bounds = score.bound(slice(None), information.gains(self.potentials), conflict.fixed)
+        self.values = np.where(candidates, bounds, -np.inf)
+        self.work = 0.0
+
+    def close(self, indices: Int[np.ndarray, " m"]) -> None:
+        """Take rows out of the candidates."""
+        self.values[indices] = -np.inf
+
+    def current(self, ids: Int[np.ndarray, " m"]) -> bool:
+        """Whether every one of these rows was measured at this very step."""
+        return bool(np.all(self._seen[ids] == self._information.size))
+
+    def write_back(self, ids: Int[np.ndarray, " m"], potentials: Float[np.ndarray, " m"]) -> None:
+        """Note potentials of now."""
+        self.potentials[ids] = potentials
+        self._seen[ids] = self._information.size
+        fixed = None if self._conflict.fixed is None else self._conflict.fixed[ids]
+        self.values[ids] = self._score.bound(ids, self._information.gains(potentials), fixed)
+
+    def refresh(self, ids: Int[np.ndarray, " m"], rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " m"]:
+        """Exact potentials of rows, by update vectors where few are new to a row, else by the matrix; noted."""
+        information = self._information
+        step = information.size
+        ages = step - self._seen[ids]
+        limit = min(step - information.first_vector, information.dim // 2)
+        potentials = self.potentials[ids]
+        old = ages > limit
+        if old.any():
+            potentials[old] = information.potentials(rows[old])
+            self.work += float(old.sum()) * information.dim**2
+        low = 0
+        while low < limit:
+            high = min(max(16, 2 * low), limit)
+            group = np.flatnonzero((ages > low) & (ages <= high))
+            if len(group):
+                since = step - int(ages[group].max())
+                onto = rows[group] @ information.vectors(since).T
+                self.work += float(onto.size) * information.dim
+                onto[np.arange(since, step) < self._seen[ids[group], None]] = 0.0
+                potentials[group] = np.maximum(potentials[group] - np.einsum("ij,ij->i", onto, onto), 0.0)
+            low = high
+        self.write_back(ids, potentials)
+        return potentials
