@@ -17,6 +17,14 @@ from spice_select.methods import Method, Need
 QUESTION_TOKENS = 110
 """Tokens that a rating prompt puts around a row, roughly, whatever the tokenizer."""
 MEASURED_BATCHES = 3
+_OF_SELECTING = (
+    "selection_seconds",
+    "penalty_seconds",
+    "certificate_seconds",
+    "activity_seconds",
+    "verifying_seconds",
+)
+"""What a choice from gradients takes."""
 
 
 def of_method(cost: Cost, method: Method, engine: GradientEngine, encoded: Encoded, config: RunConfig) -> Cost:
@@ -42,10 +50,13 @@ def of_method(cost: Cost, method: Method, engine: GradientEngine, encoded: Encod
             "disk_bytes": kept,
             "flops": 0.0,
             "gradient_dim": 0,
-            "selection_seconds": 0.0,
+            **dict.fromkeys(_OF_SELECTING, 0.0),
+            "select_memory_bytes": 0,
+            "collect_network_bytes": 0,
+            "select_network_bytes": 0,
         }
         if not others:
-            update |= {"measured_batches": 0, "peak_memory_bytes": 0}
+            update |= {"measured_batches": 0, "collect_memory_bytes": 0}
     if others:
         usable = encoded.usable
         tokens, responses = cost.tokens, cost.response_tokens + int(usable.sum())

@@ -1,0 +1,219 @@
+"""What a selection costs: how often each kind of work is done, times what it takes here.
+
+The counts of the lazy loop depend on the gradients. Those here were fitted on pools of unequal clusters with
+heavy-tailed norms (``benchmarks/scaling.py --fit``); rows that are alike, or a large conflict weight, need more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from spice_select.analysis.activity import SAMPLE, STEPS
+from spice_select.analysis.neighbours import MOST_WORK
+from spice_select.analysis.prefixes import CHEAP_WORK
+from spice_select.cost.machine import Speeds
+from spice_select.selection.blocked import ACTIVE_BYTES, GATHER, window
+from spice_select.selection.engines import LAZY_FROM
+from spice_select.selection.fisher import LARGEST_INVERSE
+from spice_select.selection.rows import BLOCK_BYTES, CACHE_BYTES
+from spice_select.selection.symmetric import BLOCK
+
+
+@dataclass(frozen=True)
+class Work:
+    """A selection to be priced.
+
+    Attributes:
+        rows: N.
+        dim: D.
+        picks: k.
+        loop: ``lazy``, ``dense``, ``kernel`` or ``brute``.
+        penalised: The conflict has a weight, so that the selection without it is made as well.
+        fisher: Form of the information.
+        itemsize: Bytes of a stored number.
+    """
+
+    rows: int
+    dim: int
+    picks: int
+    loop: str = "lazy"
+    penalised: bool = True
+    fisher: str = "exact"
+    itemsize: int = 4
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number of times that grows as a product of powers, and sets in as picks approach the dimension.
+
+    Attributes:
+        scale: Its size.
+        rows: Power of N.
+        share: Power of k / N.
+        onset: Power with which it sets in below ``knee``.
+        knee: The k / D from which the matrix has been gone through.
+        dim: Power of D.
+    """
+
+    scale: float
+    rows: float
+    share: float
+    onset: float
+    knee: float
+    dim: float
+
+    def of(self, work: Work) -> float:
+        """The count."""
+        n, d, k = float(work.rows), float(work.dim), float(max(1, work.picks))
+        set_in = (k / d) ** self.onset
+        set_in = set_in / (set_in + self.knee**self.onset)
+        return self.scale * n**self.rows * (k / n) ** self.share * d**self.dim * set_in
+
+
+# Fitted; see benchmarks/scaling.py.
+LOOKED_AT = Count(scale=9.24, rows=0.828, share=0.133, onset=2.23, knee=1.71, dim=0.086)
+BY_MATRIX = Count(scale=2.71, rows=1.149, share=0.309, onset=4.59, knee=1.27, dim=-0.251)
+REBUILDS = Count(scale=83.7, rows=0.0, share=0.157, onset=2.25, knee=1.71, dim=0.062)
+PRODUCTS_A_PICK = 1.5
+ACTIVE_GROWTH = 1.3
+AGE = 0.2
+"""Update vectors by which a row is brought up to date, as a share of D."""
+# Time over that of one large product or of a bare pick: small blocks, and what goes with each.
+FORMS, TIMES, INNER, PICK = 1.5, 1.6, 1.2, 1.3
+REBUILD_PICKS = 10.0
+"""Fixed time of choosing the active set anew, in picks."""
+
+
+def resolved_loop(loop: str, fisher: str, rows: int, dim: int) -> str:
+    """The loop that ``auto`` stands for."""
+    if loop != "auto":
+        return loop
+    if rows * dim >= LAZY_FROM:
+        return "lazy"
+    return "kernel" if fisher == "exact" and rows <= dim else "dense"
+
+
+def active_rows(work: Work) -> float:
+    """Rows of the active set, on the average."""
+    usual = max(64, min(1024, work.rows // 32))
+    return min(usual * ACTIVE_GROWTH, work.rows, max(64, ACTIVE_BYTES // (8 * work.dim)))
+
+
+def loop_seconds(work: Work, speeds: Speeds) -> float:
+    """Time of the greedy loop, the reading of the rows' norms with it."""
+    if not work.picks or not work.rows:
+        return 0.0
+    n, d, k = float(work.rows), float(work.dim), float(work.picks)
+    first = speeds.read * n * d + 4 * speeds.elementwise * n
+    if work.loop == "lazy" and work.fisher == "exact":
+        return first + _lazy(work, speeds)
+    if work.loop == "kernel":
+        cached = speeds.matvec if 8 * n * d <= CACHE_BYTES else speeds.read + speeds.matvec
+        return first + k * (n * d * cached + n * k / 2 * speeds.matvec + n * 2 * speeds.elementwise + speeds.pick)
+    if work.loop == "brute":
+        # Each gain by a determinant of its own.
+        return first + n * speeds.product * sum(min(t, d) ** 2 * (d + t) for t in _some(work.picks)) * k / 16
+    if work.loop == "lazy":
+        # Bounds of a diagonal form: every row once at the start, and a few tens a pick.
+        return first + (n + 64 * k) * d * (speeds.elementwise + speeds.gather) + k * (n * speeds.sort + speeds.pick)
+    passes = (1.0 if work.fisher == "exact" else speeds.elementwise / speeds.matvec) + 1.0
+    reread = 0.0 if 8 * n * d <= CACHE_BYTES else speeds.read
+    return first + k * (n * d * (passes * speeds.matvec + reread) + 3 * n * speeds.elementwise + speeds.pick)
+
+
+def _lazy(work: Work, speeds: Speeds) -> float:
+    n, d, k = float(work.rows), float(work.dim), float(work.picks)
+    looked = LOOKED_AT.of(work)
+    rebuilds = 1.0 + REBUILDS.of(work)
+    active = active_rows(work)
+    made = PRODUCTS_A_PICK * k
+    # Up to D/2 members the update vectors stand for the matrix; beyond D = 8192 always.
+    before = 1.0 if work.dim > LARGEST_INVERSE else min(1.0, d / (2 * k))
+    vectors = min(k, d / 2) if work.dim <= LARGEST_INVERSE else k
+    form = (1 - before) * (d / 2 + BLOCK / 2) + before * vectors / 2
+    times = (1 - before) * d + before * vectors
+    added = (1 - before) * (d / 2 + BLOCK / 2) + (before * d / 2 if k >= d / 2 else 0.0)
+    matrix = min(BY_MATRIX.of(work), looked)
+    looked_over = FORMS * (matrix * form + (looked - matrix) * min(AGE * d, k))
+    products = d * (looked_over + TIMES * (made * times + k * added) + INNER * made * active)
+    steps = min(32.0, k / rebuilds) / 2
+    return (
+        products * speeds.product
+        + looked * d * speeds.gather
+        + rebuilds * (n * speeds.sort + REBUILD_PICKS * speeds.pick + active * d * speeds.read)
+        + k * (PICK * speeds.pick + speeds.active * active + steps * (active + d) * speeds.matvec)
+    )
+
+
+def _some(picks: int) -> list[float]:
+    return [float(t) for t in np.linspace(0, picks, 16)]
+
+
+def certificate_seconds(work: Work, speeds: Speeds) -> float:
+    """Time of the certificate: a share of the loop's products, or whatever a small pool takes."""
+    if work.fisher != "exact" or not work.picks:
+        return 0.0
+    n, d, k = float(work.rows), float(work.dim), float(work.picks)
+    cheap = min(n * d * min(k, d) * 3, 2.0 * CHEAP_WORK)
+    return 0.05 * _lazy(work, speeds) + cheap * speeds.product + n * (10 * speeds.elementwise + 2 * speeds.sort)
+
+
+def activity_seconds(work: Work, speeds: Speeds) -> float:
+    """Time of the count of rows in conflict along the way: a pass over the rows, and pairs of a sample."""
+    if not work.picks:
+        return 0.0
+    n, d, k = float(work.rows), float(work.dim), float(work.picks)
+    sample = min(n, SAMPLE)
+    # Its products are float32, which take half as long.
+    products = n * d * min(STEPS, k) + sample * sample * d
+    return products * speeds.product / 2 + n * d * speeds.read + k * d * speeds.gather
+
+
+def page_seconds(work: Work, speeds: Speeds) -> float:
+    """Time of what the page looks at: neighbours of the picks, rejected rows, and a map."""
+    if not work.picks:
+        return 0.0
+    n, d, k = float(work.rows), float(work.dim), float(work.picks)
+    return min(n * d * k, MOST_WORK) * speeds.product / 2 + 8 * n * d * speeds.read
+
+
+def select_reads(work: Work) -> float:
+    """Bytes of the store that a selection reads: passes over all of it, and the rows that it looks at again.
+
+    The norms, and the conflicts along the way, take a pass each; a selection without penalty doubles the loop's part.
+    """
+    if not work.picks:
+        return 0.0
+    n, k = float(work.rows), float(work.picks)
+    again = LOOKED_AT.of(work) if work.loop == "lazy" else n * k
+    runs = 2.0 if work.penalised else 1.0
+    return work.itemsize * work.dim * (runs * (n + again) + n)
+
+
+def select_bytes(work: Work) -> int:
+    """Memory that a selection takes at its height, beyond the rows themselves, which stay on disk."""
+    if not work.picks:
+        return 0
+    n, d, k = work.rows, work.dim, work.picks
+    block = 2 * BLOCK_BYTES
+    rows = ROW_BYTES * n
+    if work.loop == "kernel":
+        return rows + block + 8 * k * n + (8 * n * d if 8 * n * d <= CACHE_BYTES else 0)
+    if work.loop != "lazy" or work.fisher != "exact":
+        cached = 8 * n * d if 8 * n * d <= CACHE_BYTES else 0
+        return rows + block + cached + (16 * d * d if work.fisher == "exact" else 0)
+    active = int(active_rows(work)) * 2
+    kept = window(d)
+    vectors = 8 * d * min(3 * kept if 2 * k >= d else k, max(k, 1))
+    formed = 8 * d * d if 2 * k >= d and d <= LARGEST_INVERSE else 0
+    gathered = min(GATHER, n) * d * 20
+    lazy = 2 * 8 * active * d + gathered + 64 * 8 * (3 * active + 2 * d) + vectors + formed
+    # The selection without penalty runs while the other's factorisation is kept for the certificate.
+    again = formed if work.penalised else 0
+    return rows + max(block, lazy + again)
+
+
+ROW_BYTES = 160
+"""Bytes a row of the pool of all that is kept or passing of it: norms, bounds, potentials, records, orders."""
