@@ -14,8 +14,26 @@
     │   └── OutputBusy            4  an output that another run is writing
     └── ResourceError             4  memory or disk that ran out
 
-Each message is one sentence: the field, its value, and what to do.
+Each message is one sentence: the field, its value, and what to do. Values come from files of strangers, so a message
+holds no character that a terminal acts on.
 """
+
+import re
+
+_LONGEST = 1500
+"""Characters of a message; a value that is longer than that says nothing more."""
+# Controls, escapes, halves of characters, marks that turn the direction of text, and ends of lines of all kinds.
+_ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Text without a character that a terminal acts on: each is written as an escape, as Python writes it.
+
+    Args:
+        text: Anything, such as a value of a file.
+        keep: Characters that stay, such as a line feed.
+    """
+    return _ACTING.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 class SpiceError(Exception):
@@ -26,6 +44,11 @@ class SpiceError(Exception):
     """
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        text = printable(str(message))
+        half = _LONGEST // 2
+        super().__init__(text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}")
 
 
 class ConfigError(SpiceError, ValueError):
@@ -78,3 +101,17 @@ class ResourceError(SpiceError):
     """Memory, disk or another resource that ran out."""
 
     exit_code = 4
+
+
+def told(error: Exception) -> tuple[list[str], str]:
+    """What another process needs to raise the same: names of the error's classes, the nearest first; its sentence."""
+    return [kind.__name__ for kind in type(error).__mro__], str(error)
+
+
+def retold(kinds: list[str], sentence: str) -> SpiceError | None:
+    """The error of this package that another process has :func:`told` of; None where it is no such."""
+    for kind in kinds:
+        known = globals().get(kind)
+        if isinstance(known, type) and issubclass(known, SpiceError):
+            return known(sentence)
+    return None

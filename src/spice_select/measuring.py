@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from spice_select.config import RunConfig
-from spice_select.features.bench import Bench, Counted
+from spice_select.features.bench import Bench, Counted, Passes
 from spice_select.files import remove_tree
 from spice_select.gradients.capture import GradientEngine
-from spice_select.gradients.collect import collect, start_again
+from spice_select.gradients.collect import collect, collect_by, start_again
+from spice_select.gradients.crew import Described, Workers
 from spice_select.gradients.locks import discard
 from spice_select.gradients.proxy import Proxy, load_proxy
 from spice_select.gradients.store import GradientStore
@@ -51,6 +52,7 @@ class Measuring:
         reporter: Hears the progress.
         clock: Seconds by stage.
         overwrite: Throw away what an earlier run has left in the folder.
+        workers: Other processes that measure the gradients; without them this one does.
 
     Attributes:
         bench: Measures what is no gradient, with the same proxy.
@@ -66,6 +68,7 @@ class Measuring:
         clock: Clock,
         *,
         overwrite: bool = False,
+        workers: Workers | None = None,
     ) -> None:
         self._config = config
         self._pool = pool
@@ -74,6 +77,7 @@ class Measuring:
         self._reporter = reporter
         self._clock = clock
         self._overwrite = overwrite
+        self._workers = workers
         self._claimed = False
         self._proxy: Proxy | None = None
         self._engine: GradientEngine | None = None
@@ -119,7 +123,7 @@ class Measuring:
             DataError, ModelError, StoreMismatch, OutputError, ResourceError: As collecting raises them.
         """
         if self._store is None:
-            self._store = self._collected()
+            self._store = self._collected() if self._workers is None else self._distributed(self._workers)
         return self._store, self._warm
 
     def leave_gradients(self) -> None:
@@ -153,19 +157,9 @@ class Measuring:
         config, pool, ranks = self._config, self._pool, self._ranks
         proxy = self.proxy()
         assert self._engine is not None
+        identity = self._identity(proxy.weights_hash, proxy.tokenizer_hash, proxy.coverage)
         self._reporter.stage("Gradients")
-        identity: dict[str, Any] = {
-            "weights": proxy.weights_hash,
-            "tokenizer": proxy.tokenizer_hash,
-            "coverage": round(proxy.coverage, 6),
-            "encoding": dict(pool.encoded.identity),
-        }
-        if self._warm is not None:
-            identity["warm_up"] = self._warm.digest
-        if self._overwrite:
-            with ranks.together():
-                if ranks.main:
-                    start_again(pool.encoded, self._engine, self._folder.gradients, config.gradients, identity=identity)
+        self._begin(self._engine, identity)
         counted = Counted(self._engine, forwards=1.0, backwards=1.0)
         with self._clock.stage("gradients"), ranks.together(), heard(self._reporter):
             result = collect(
@@ -181,3 +175,69 @@ class Measuring:
             self._reporter.note(line)
         self.bench.count(GRADIENTS, result.store.manifest.fingerprint, counted.passes(GRADIENTS))
         return result.store
+
+    def _distributed(self, workers: Workers) -> GradientStore:
+        """The same by workers, without the proxy in this process unless it has to be trained."""
+        config, pool = self._config, self._pool
+        warm = None
+        if wanted(config.schedule):
+            self.proxy()
+            assert self._warm is not None
+            warm = self._warm.folder
+            # Its memory is the workers' from here on; whoever asks for it again takes the warm-up up.
+            self._proxy = self._engine = None
+        self._reporter.stage("Workers")
+        with self._clock.stage("model"):
+            opened = workers.open(config, warm, self._reporter)
+        for line in opened.warnings:
+            self._reporter.warn(line)
+        self._reporter.note(opened.summary)
+        self.claim()
+        identity = self._identity(opened.weights, opened.tokenizer, opened.coverage)
+        self._reporter.stage("Gradients")
+        self._begin(opened, identity)
+        with self._clock.stage("gradients"):
+            result = collect_by(
+                workers,
+                pool.encoded,
+                opened,
+                self._folder.gradients,
+                config.gradients,
+                identity=identity,
+                progress=lambda done, total, tokens, seconds: self._reporter.advance(
+                    done, total, tokens, seconds, workers.state()
+                ),
+                note=self._reporter.warn,
+            )
+        for line in result.describe():
+            self._reporter.note(line)
+        passes = Passes(
+            what=GRADIENTS,
+            forwards=result.examples,
+            backwards=result.examples,
+            tokens=result.tokens,
+            backward_tokens=result.tokens,
+            seconds=result.worked,
+        )
+        self.bench.count(GRADIENTS, result.store.manifest.fingerprint, passes)
+        return result.store
+
+    def _identity(self, weights: str, tokenizer: str, coverage: float) -> dict[str, Any]:
+        identity: dict[str, Any] = {
+            "weights": weights,
+            "tokenizer": tokenizer,
+            "coverage": round(coverage, 6),
+            "encoding": dict(self._pool.encoded.identity),
+        }
+        if self._warm is not None:
+            identity["warm_up"] = self._warm.digest
+        return identity
+
+    def _begin(self, described: Described, identity: dict[str, Any]) -> None:
+        """With ``overwrite``, throw away the gradients that are there."""
+        if not self._overwrite:
+            return
+        with self._ranks.together():
+            if self._ranks.main:
+                gradients = self._config.gradients
+                start_again(self._pool.encoded, described, self._folder.gradients, gradients, identity=identity)

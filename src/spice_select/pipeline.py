@@ -16,6 +16,7 @@ from spice_select.errors import ConfigError, StoreMismatch
 from spice_select.features.bench import Bench
 from spice_select.features.gather import foresee, gather
 from spice_select.files import Lock, make_folder
+from spice_select.gradients.crew import Workers
 from spice_select.gradients.precondition import check_precondition
 from spice_select.gradients.store import GradientStore
 from spice_select.measuring import Measuring, gradient_engine
@@ -43,7 +44,9 @@ from spice_select.selection import Selection
 from spice_select.selection.budget import Budget
 
 
-def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> RunResult | None:
+def run(
+    config: RunConfig, reporter: Reporter, *, overwrite: bool = False, workers: Workers | None = None
+) -> RunResult | None:
     """Rows in, a subset out: everything in order, into ``config.output.folder``.
 
     Started by torchrun or accelerate, its processes share the work and pick what one process would; the first writes.
@@ -52,6 +55,7 @@ def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> Ru
         config: All settings.
         reporter: Hears the progress.
         overwrite: Start again in a folder that holds something of other settings.
+        workers: Other processes that measure the gradients.
 
     Returns:
         The result; None in all processes but the first.
@@ -71,8 +75,10 @@ def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> Ru
             if ranks.main:
                 folder.check(config, overwrite=overwrite, selection=True)
             _require_one_process(method, ranks)
+            _require_fixed(config, workers)
         warn_of_patterns(folder, reporter)
         clock = Clock()
+        _begin(workers, config, method, reporter)
         with ranks.together():
             if config.schedule.kind == "pools":
                 check_pools(config, reporter)
@@ -86,7 +92,7 @@ def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> Ru
                 )
         if config.schedule.kind == "pools":
             return run_pools(config, pool, budget, folder, ranks, reporter, clock, overwrite=overwrite)
-        measuring = Measuring(config, pool, folder, ranks, reporter, clock, overwrite=overwrite)
+        measuring = Measuring(config, pool, folder, ranks, reporter, clock, overwrite=overwrite, workers=workers)
         with ranks.together():
             foresee([method], measuring.bench)
         store, warm = None, None
@@ -102,7 +108,9 @@ def run(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> Ru
         return result
 
 
-def collect(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -> StoreResult | None:
+def collect(
+    config: RunConfig, reporter: Reporter, *, overwrite: bool = False, workers: Workers | None = None
+) -> StoreResult | None:
     """Measure the gradient of every row and leave the store; arguments, result and errors as for :func:`run`."""
     require_named(config, output=True)
     if config.schedule.kind == "pools":
@@ -115,10 +123,13 @@ def collect(config: RunConfig, reporter: Reporter, *, overwrite: bool = False) -
             if ranks.main:
                 folder.check(config, overwrite=overwrite, selection=False)
         clock = Clock()
+        if workers is not None:
+            workers.begin(config)
         with ranks.together():
             check_warmup(config)
             pool = read_pool(config, reporter, clock)
-        store, _ = Measuring(config, pool, folder, ranks, reporter, clock, overwrite=overwrite).gradients()
+        measuring = Measuring(config, pool, folder, ranks, reporter, clock, overwrite=overwrite, workers=workers)
+        store, _ = measuring.gradients()
         return StoreResult.of(folder, store, clock.seconds) if ranks.main else None
 
 
@@ -253,8 +264,6 @@ def _choose(
     measured = Measured.of(store, config.gradients.sketch)
     make_folder(folder.path)
     with Lock.exclusive(folder.path / ".lock", str(folder.path)):
-        # Not before there are picks: a selection that fails leaves the earlier one and its configuration alone.
-        folder.claim(config, overwrite=True)
         return deliver(
             config,
             pool,
@@ -291,7 +300,6 @@ def _hand_over(
     bench.reporter.stage("Results")
     make_folder(folder.path)
     with Lock.exclusive(folder.path / ".lock", str(folder.path)):
-        folder.claim(config, overwrite=True)
         return deliver_choice(
             config,
             pool,
@@ -328,6 +336,24 @@ def _require_one_process(method: Method, ranks: Ranks) -> None:
             f"Method '{method.name}' needs {', '.join(sorted(method.required()))}, which one process measures; start "
             "it without torchrun or accelerate."
         )
+
+
+def _require_fixed(config: RunConfig, workers: Workers | None) -> None:
+    if workers is not None and config.schedule.kind == "pools":
+        raise ConfigError(
+            "schedule.kind pools trains one proxy on picks as it goes, which --engine ray has no part in; leave "
+            "--engine out, or start it with torchrun."
+        )
+
+
+def _begin(workers: Workers | None, config: RunConfig, method: Method, reporter: Reporter) -> None:
+    """Start the workers, which get ready while the rows are read."""
+    if workers is None:
+        return
+    if Need.GRADIENTS in method.required():
+        workers.begin(config)
+    else:
+        reporter.warn(f"Method '{method.name}' needs no gradients, so that --engine ray has nothing to share out.")
 
 
 def _certify(

@@ -17,6 +17,9 @@ def collect(
     seed: o.Seed = None,
     limit: o.Limit = None,
     warmup_steps: o.WarmupSteps = None,
+    engine: o.Engine = "local",
+    workers: o.Workers = None,
+    address: o.Address = None,
     dry_run: o.DryRun = False,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
@@ -42,6 +45,7 @@ def collect(
         if dry_run:
             show_cost(pipeline.dry_run(settings, reporter, selection=False), as_json=as_json)
             return
-        store = pipeline.collect(settings, reporter, overwrite=overwrite)
+        with o.crew(engine, workers, address) as crew:
+            store = pipeline.collect(settings, reporter, overwrite=overwrite, workers=crew)
         if store is not None:
             show_store(store, as_json=as_json)

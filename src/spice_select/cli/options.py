@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spice_select.config import RunConfig, load_config
 from spice_select.errors import ConfigError
 from spice_select.paths import with_whole_paths
+
+if TYPE_CHECKING:
+    from spice_select.distributed.crew import RayCrew
 
 Data = Annotated[
     list[str] | None,
@@ -52,6 +58,23 @@ Target = Annotated[
     list[str] | None,
     typer.Option("--target", help="File of target examples, for a method that needs them; may be repeated."),
 ]
+Engine = Annotated[
+    str,
+    typer.Option("--engine", help="local: this process. ray: workers that Ray starts here, or has on a cluster."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        help="Workers of --engine ray; one for each GPU, or for each core up to four on a machine, if left out.",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="Ray cluster to work on (auto, or HOST:PORT), instead of one on this machine alone."
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Measure a few batches and print the cost of the whole; write nothing.")
 ]
@@ -71,6 +94,29 @@ def refuse_both(resume: bool, overwrite: bool) -> None:
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite cannot go together; leave one of them out.")
+
+
+@contextmanager
+def crew(engine: str, workers: int | None, address: str | None) -> Iterator[RayCrew | None]:
+    """Where a command runs: workers of Ray, which end with the block, or None for this process.
+
+    Raises:
+        ConfigError: Options that do not go together, or Ray is not installed.
+    """
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"--engine cannot be '{engine}'; use local or ray.")
+    if engine == "local":
+        for name, value in (("--workers", workers), ("--address", address)):
+            if value is not None:
+                raise ConfigError(f"{name} {value} goes with --engine ray; add that, or leave {name} out.")
+        yield None
+        return
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
+        raise ConfigError("--engine ray starts its own workers; start the command without torchrun or accelerate.")
+    from spice_select.distributed.crew import RayCrew
+
+    with RayCrew(workers, address) as found:
+        yield found
 
 
 def warmup(value: str | None) -> dict[str, Any]:

@@ -21,6 +21,9 @@ def run(
     target: o.Target = None,
     schedule: o.Schedule = None,
     warmup_steps: o.WarmupSteps = None,
+    engine: o.Engine = "local",
+    workers: o.Workers = None,
+    address: o.Address = None,
     dry_run: o.DryRun = False,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
@@ -53,6 +56,7 @@ def run(
         if dry_run:
             show_cost(pipeline.dry_run(settings, reporter), as_json=as_json)
             return
-        result = pipeline.run(settings, reporter, overwrite=overwrite)
+        with o.crew(engine, workers, address) as crew:
+            result = pipeline.run(settings, reporter, overwrite=overwrite, workers=crew)
         if result is not None:
             show_result(result, as_json=as_json)

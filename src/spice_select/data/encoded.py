@@ -176,6 +176,20 @@ class Encoded:
         span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         return Example(self.ids[span], self.mask[span], Status(int(self.status[index])))
 
+    def part(self, start: int, stop: int) -> Encoded:
+        """Rows from ``start`` up to ``stop``, without what was met on the way; its arrays are views."""
+        span, tokens = slice(start, stop), slice(int(self.offsets[start]), int(self.offsets[stop]))
+        return Encoded(
+            self.ids[tokens],
+            self.mask[tokens],
+            self.offsets[start : stop + 1] - self.offsets[start],
+            self.status[span],
+            self.response_tokens[span],
+            self.digests[span],
+            EncodingStats(),
+            {},
+        )
+
     @property
     def lengths(self) -> Int[np.ndarray, " rows"]:
         """Tokens of each row."""

@@ -8,28 +8,26 @@ on with another device or token budget, rows agree to about 1e-5 and bytes may d
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 
 from spice_select.config import GradientConfig
 from spice_select.data.encoded import Encoded
 from spice_select.data.status import Status
 from spice_select.errors import DataError, ResourceError, StoreCorrupt
-from spice_select.files import Lock, free_bytes
-from spice_select.gradients.batches import Engine, Measurer, plan_batches
-from spice_select.gradients.locks import joined, lease
+from spice_select.files import free_bytes
+from spice_select.gradients.batches import Engine
+from spice_select.gradients.crew import Alone, Crew, Described, Job
+from spice_select.gradients.locks import joined
 from spice_select.gradients.manifest import Manifest, build_manifest, read_manifest
-from spice_select.gradients.shards import META_DTYPE, REMEDY, Shard, ShardFiles, stored
+from spice_select.gradients.shard_work import Done
+from spice_select.gradients.shards import REMEDY, Shard, ShardFiles
 from spice_select.gradients.store import GradientStore, estimated_bytes
-
-# Rows named one by one as they are met; the result names all.
-_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,8 @@ class CollectResult:
         halvings: Times that memory ran out and a batch was halved.
         tokens: Tokens that this run has worked through, padding aside.
         seconds: Wall-clock time of the gradients and their writing in this run.
+        examples: Examples that this run has measured.
+        worked: Seconds of the gradients and their writing, all workers together.
     """
 
     store: GradientStore
@@ -59,6 +59,8 @@ class CollectResult:
     halvings: int
     tokens: int
     seconds: float
+    examples: int
+    worked: float
 
     def describe(self) -> list[str]:
         """The same in plain sentences, without what did not occur."""
@@ -109,19 +111,45 @@ def collect(
         OutputError: The store cannot be written.
         ResourceError: The disk is full, or a single example doesn't fit into memory.
     """
+    return collect_by(
+        Alone(engine),
+        encoded,
+        engine,
+        folder,
+        config,
+        identity=identity,
+        progress=progress,
+        note=note,
+        overwrite=overwrite,
+    )
+
+
+def collect_by(
+    crew: Crew,
+    encoded: Encoded,
+    described: Described,
+    folder: str | Path,
+    config: GradientConfig,
+    *,
+    identity: Mapping[str, Any],
+    progress: Callable[[int, int, int, float], None] | None = None,
+    note: Callable[[str], None] | None = None,
+    overwrite: bool = False,
+) -> CollectResult:
+    """As :func:`collect`, with a crew that does the measuring; ``described`` says what with."""
     folder = Path(folder)
     if not encoded.usable.any():
         raise DataError("No example has a response to take a gradient of; see why under 'rows', and change the data.")
-    requested = _requested(encoded, engine, config, identity)
+    requested = _requested(encoded, described, config, identity)
     if not overwrite and (found := read_manifest(folder)) is not None:
         found.require(requested, folder)
     _require_space(folder, requested)
     with joined(folder, requested, overwrite=overwrite) as manifest:
-        return _Collector(encoded, engine, folder, manifest, config, progress, note).run()
+        return _Collection(encoded, folder, manifest, config, progress, note).run(crew)
 
 
 def start_again(
-    encoded: Encoded, engine: Engine, folder: str | Path, config: GradientConfig, *, identity: Mapping[str, Any]
+    encoded: Encoded, engine: Described, folder: str | Path, config: GradientConfig, *, identity: Mapping[str, Any]
 ) -> None:
     """Throw away what is in a store and leave an empty one, that several processes may then collect into.
 
@@ -133,7 +161,7 @@ def start_again(
         pass
 
 
-def _requested(encoded: Encoded, engine: Engine, config: GradientConfig, identity: Mapping[str, Any]) -> Manifest:
+def _requested(encoded: Encoded, engine: Described, config: GradientConfig, identity: Mapping[str, Any]) -> Manifest:
     return build_manifest(
         rows=len(encoded),
         dim=engine.dim,
@@ -147,11 +175,10 @@ def _requested(encoded: Encoded, engine: Engine, config: GradientConfig, identit
 
 
 @dataclass
-class _Collector:
-    """One run over one store."""
+class _Collection:
+    """One run over one store; hears of the shards that its crew computes."""
 
     encoded: Encoded
-    engine: Engine
     folder: Path
     manifest: Manifest
     config: GradientConfig
@@ -160,129 +187,87 @@ class _Collector:
     files: ShardFiles = field(init=False)
     usable: Bool[np.ndarray, " n"] = field(init=False)
     total: int = field(init=False)
-    measurer: Measurer = field(init=False)
     written: int = 0
     peers: int = 0
+    halvings: int = 0
     done: int = 0
+    examples: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    non_finite: int = 0
+    worked: float = 0.0
     damaged: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.files = ShardFiles(self.folder, self.manifest)
         self.usable = self.encoded.usable
         self.total = int(self.usable.sum())
-        self.measurer = Measurer(self.engine, self._say)
 
-    def run(self) -> CollectResult:
-        """Compute what is missing, wait for what others compute, and open the store."""
+    def run(self, crew: Crew) -> CollectResult:
+        """Have computed what is missing, and open the store."""
         # Reading a shard to hash it costs about a thousandth of computing it, so that nothing is reused on trust.
-        todo = [shard for shard in self.files.plan if not self._whole(shard)]
-        reused = len(self.files.plan) - len(todo)
-        self.done = self.total - sum(self._usable_rows(shard) for shard in todo)
+        todo = tuple(shard for shard in self.files.plan if not self._whole(shard))
+        self.done = self.total - sum(int(self.usable[shard.start : shard.stop].sum()) for shard in todo)
         self._report()
-        taken = [shard for shard in todo if not self._try(shard)]
-        if taken:
-            self._say(f"Waiting for another run that is at {len(taken)} shards of this store.")
-        for shard in taken:
-            lock = lease(self.folder, shard, wait=True)
-            assert lock is not None
-            self._work(shard, lock)
+        if todo:
+            crew.compute(Job(self.folder, self.manifest, self.config.batch_tokens, todo, self._part), self)
         store = GradientStore.open(self.folder)
         return CollectResult(
             store=store,
             shards=len(self.files.plan),
-            reused_shards=reused,
+            reused_shards=len(self.files.plan) - len(todo),
             written_shards=self.written,
             peer_shards=self.peers,
             damaged=tuple(self.damaged),
             non_finite=tuple(map(int, np.flatnonzero(store.statuses == Status.NON_FINITE))),
-            halvings=self.measurer.halvings,
+            halvings=self.halvings,
             tokens=self.tokens,
             seconds=self.seconds,
+            examples=self.examples,
+            worked=self.worked,
         )
 
-    def _try(self, shard: Shard) -> bool:
-        lock = lease(self.folder, shard)
-        if lock is None:
-            return False
-        self._work(shard, lock)
-        return True
+    def advance(self, examples: int, tokens: int, seconds: float) -> None:
+        """A batch was measured, or lost with its worker."""
+        self.done += examples
+        self.examples += max(0, examples)
+        self.tokens += tokens
+        self.seconds = seconds
+        self._report()
 
-    def _work(self, shard: Shard, lock: Lock) -> None:
-        """Compute a shard that this run has leased, unless another has finished it meanwhile."""
-        with lock:
-            if self._whole(shard, again=True):
-                self.peers += 1
-                self.done += self._usable_rows(shard)
-                self._report()
-                return
-            begun = time.perf_counter()
-            rows, meta = self._compute(shard, begun)
-            self.files.write(shard, rows, meta)
-            self.seconds += time.perf_counter() - begun
+    def finished(self, shard: Shard, done: Done, seconds: float) -> None:
+        """A shard is whole."""
+        self.seconds = seconds
+        self.halvings += done.halvings
+        self.worked += done.seconds
+        if done.written:
             self.written += 1
+            return
+        self.peers += 1
+        self.done += done.examples
+        self._report()
 
-    def _whole(self, shard: Shard, *, again: bool = False) -> bool:
+    def say(self, sentence: str) -> None:
+        """A sentence that a user should read."""
+        if self.note is not None:
+            self.note(sentence)
+
+    def _part(self, shard: Shard) -> Encoded:
+        return self.encoded.part(shard.start, shard.stop)
+
+    def _whole(self, shard: Shard) -> bool:
         if not self.files.marker_path(shard).is_file():
             return False
         try:
             self.files.check(shard, verify=True)
             return True
         except StoreCorrupt as error:
-            # The second look, under the lease, has nothing new to say of the same damage.
-            if not again:
-                self.damaged.append(str(error).removesuffix(REMEDY) + ".")
-                self._say(f"Shard {shard.number} is damaged and will be computed anew: {self.damaged[-1]}")
+            self.damaged.append(str(error).removesuffix(REMEDY) + ".")
+            self.say(f"Shard {shard.number} is damaged and will be computed anew: {self.damaged[-1]}")
             return False
 
-    def _compute(self, shard: Shard, begun: float) -> tuple[Float[np.ndarray, "m d"], np.ndarray]:
-        """Rows in the dtype of the store, and their records."""
-        span = slice(shard.start, shard.stop)
-        rows = np.zeros((len(shard), self.manifest.dim), self.manifest.store_dtype)
-        meta = np.zeros(len(shard), META_DTYPE)
-        meta["row"] = np.arange(shard.start, shard.stop)
-        meta["digest"] = self.encoded.digests[span]
-        meta["tokens"] = self.encoded.response_tokens[span]
-        meta["status"] = self.encoded.status[span]
-        meta["loss"] = np.nan
-        members = np.flatnonzero(self.usable[span])
-        lengths = self.encoded.lengths[span][members]
-        for batch in plan_batches(lengths, self.config.batch_tokens):
-            self._fill(shard, members[batch], rows, meta)
-            self.done += len(batch)
-            self.tokens += int(lengths[batch].sum())
-            self._report(time.perf_counter() - begun)
-        return rows, meta
-
-    def _fill(
-        self, shard: Shard, places: Int[np.ndarray, " b"], rows: Float[np.ndarray, "m d"], meta: np.ndarray
-    ) -> None:
-        """Measure the examples at ``places`` of a shard into its rows and records."""
-        numbers = [shard.start + int(place) for place in places]
-        found = self.measurer.measure(numbers, [self.encoded.example(number) for number in numbers])
-        good, finite = places[found.finite], found.finite
-        rows[good] = stored(found.rows[finite], found.norms[finite], self.manifest.store_dtype)
-        meta["loss"][good] = found.losses[finite]
-        meta["squared_norm"][good] = found.squared_norms[finite]
-        meta["norm"][good] = found.norms[finite]
-        for place in places[~finite]:
-            meta["status"][place] = Status.NON_FINITE
-            self.non_finite += 1
-            if self.non_finite <= _NAMED:
-                self._say(f"Row {shard.start + place} has a NaN or infinite loss or gradient and is left out.")
-
-    def _usable_rows(self, shard: Shard) -> int:
-        return int(self.usable[shard.start : shard.stop].sum())
-
-    def _report(self, running: float = 0.0) -> None:
+    def _report(self) -> None:
         if self.progress is not None:
-            self.progress(self.done, self.total, self.tokens, self.seconds + running)
-
-    def _say(self, sentence: str) -> None:
-        if self.note is not None:
-            self.note(sentence)
+            self.progress(self.done, self.total, self.tokens, self.seconds)
 
 
 def _require_space(folder: Path, requested: Manifest) -> None:

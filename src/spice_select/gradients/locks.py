@@ -8,10 +8,12 @@ is needed alone.
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from spice_select.errors import OutputError
 from spice_select.files import Lock, make_folder, remove_file, remove_temporaries, remove_tree, sync_folder
 from spice_select.gradients.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from spice_select.gradients.shards import SHARD_FOLDER, Shard
@@ -56,6 +58,34 @@ def joined(folder: Path, requested: Manifest, *, overwrite: bool = False) -> Ite
             # Another worker may have been first.
             if read_manifest(folder) is None:
                 _start_again(folder, requested)
+
+
+@contextmanager
+def at_work(folder: Path, manifest: Manifest) -> Iterator[None]:
+    """Work on a store that another process has made: until the end of the block, none can start it again.
+
+    A worker outlives the process that sent it for a moment, and must not write into what a later run has made.
+
+    Args:
+        folder: The store.
+        manifest: Its manifest, as that process knows it.
+
+    Raises:
+        OutputError: The store is not to be seen from here.
+        StoreMismatch: It holds something else by now.
+    """
+    unseen = OutputError(
+        f"The machine {socket.gethostname()} sees no gradient store in {folder}; name an output folder on a file "
+        "system that all machines share."
+    )
+    if not (folder / LOCK_FOLDER).is_dir():
+        raise unseen
+    with Lock.acquire(folder / LOCK_FOLDER / "store.lock", shared=True):
+        found = read_manifest(folder)
+        if found is None:
+            raise unseen
+        found.require(manifest, folder)
+        yield
 
 
 def discard(folder: Path) -> None:

@@ -20,8 +20,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from spice_select import errors
-from spice_select.errors import ConfigError, ResourceError, SpiceError
+from spice_select.errors import ConfigError, ResourceError, SpiceError, retold, told
 
 # A rank may wait while another selects, or writes to a slow disk; a rank that died is noticed at once.
 _PATIENCE = timedelta(hours=6)
@@ -205,11 +204,11 @@ class Ranks:
         """
         if self.world == 1:
             return
-        told = self._all_gather(None if failure is None else _told(failure))
-        rank = next((rank for rank, found in enumerate(told) if found is not None), None)
+        heard = self._all_gather(None if failure is None else told(failure))
+        rank = next((rank for rank, found in enumerate(heard) if found is not None), None)
         if rank is None:
             return
-        self._agreed = failure or _retold(rank, *told[rank])
+        self._agreed = failure or _retold(rank, *heard[rank])
         if failure is None:
             raise self._agreed
 
@@ -245,17 +244,9 @@ def _number(name: str, default: int | None) -> int:
         raise ConfigError(f"The environment's {name} is {shown}; start several processes with torchrun.") from None
 
 
-def _told(error: Exception) -> tuple[list[str], str]:
-    """Names of the error's classes, the nearest first, and its sentence."""
-    return [kind.__name__ for kind in type(error).__mro__], str(error)
-
-
 def _retold(rank: int, kinds: list[str], sentence: str) -> SpiceError:
-    for kind in kinds:
-        known = getattr(errors, kind, None)
-        if isinstance(known, type) and issubclass(known, SpiceError):
-            return known(sentence)
-    return SpiceError(f"Process {rank} failed ({kinds[0]}: {sentence}); see its own message.")
+    known = retold(kinds, sentence)
+    return known or SpiceError(f"Process {rank} failed ({kinds[0]}: {sentence}); see its own message.")
 
 
 @contextmanager

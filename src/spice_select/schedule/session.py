@@ -31,7 +31,7 @@ from spice_select.schedule.resume import Checkpoints
 from spice_select.schedule.tracking import Tracking
 from spice_select.schedule.trainer import ProxyTrainer
 from spice_select.schedule.walk import Walk
-from spice_select.schedule.warmup import WarmUp, wanted, warm_up
+from spice_select.schedule.warmup import WarmUp, take_up, wanted, warm_up
 
 # Settings that say how fast or how loudly the picks come about, and not which.
 _NO_IDENTITY = {"gram_bytes", "tracker", "keep_gram"}
@@ -118,12 +118,33 @@ def warmed(
         proxy = attach_adapters(base, config.schedule, config.seed, config.gradients.layers)
     with _alone(folder, ranks, reporter):
         warm = warm_up(config, encoded, usable, proxy, folder / "warm-up", ranks, reporter)
+    return _as_measured(config, proxy), warm
+
+
+def warmed_elsewhere(config: RunConfig, base: Proxy, checkpoint: Path) -> tuple[Proxy, WarmUp]:
+    """The proxy as :func:`warmed` has left it in another process.
+
+    Args:
+        config: The settings of the run.
+        base: The proxy as it comes.
+        checkpoint: What the warm-up left.
+
+    Raises:
+        StoreCorrupt, StoreMismatch: A checkpoint that is damaged or of another proxy.
+    """
+    proxy = attach_adapters(base, config.schedule, config.seed, config.gradients.layers)
+    warm = take_up(config, proxy, checkpoint)
+    return _as_measured(config, proxy), warm
+
+
+def _as_measured(config: RunConfig, proxy: Proxy) -> Proxy:
+    """A trained proxy with the scope of the gradients."""
     if config.gradients.precondition == "adam":
-        return proxy, warm
+        return proxy
     model = proxy.model
     if config.schedule.scope == "lora" and config.gradients.lora is None:
         model = model.merge_and_unload()
-    return proxy.rescoped(config.gradients, model), warm
+    return proxy.rescoped(config.gradients, model)
 
 
 def warm_engine(config: RunConfig, proxy: Proxy, warm: WarmUp) -> GradientEngine:

@@ -132,6 +132,24 @@ def warm_up(
     return WarmUp(folder, training, trainer.digest, _moments(config, trainer))
 
 
+def take_up(config: RunConfig, proxy: Proxy, folder: Path) -> WarmUp:
+    """Bring a proxy to where a warm-up has left it, in a process that has no rows to train on.
+
+    Args:
+        config: The settings of the run.
+        proxy: With the weights that were trained; it is warm afterwards.
+        folder: The checkpoint of :func:`warm_up`.
+
+    Raises:
+        StoreCorrupt: The checkpoint is missing or damaged.
+        StoreMismatch: It was made of another proxy or by other settings.
+    """
+    training = TrainingRecord.model_validate(read_checkpoint(folder).meta["training"])
+    trainer = ProxyTrainer(proxy, config.schedule, config.seed, training.steps, config.gradients.batch_tokens)
+    load_checkpoint(folder, trainer)
+    return WarmUp(folder, training, trainer.digest, _moments(config, trainer))
+
+
 def _moments(config: RunConfig, trainer: ProxyTrainer) -> dict[str, Tensor]:
     return trainer.moments() if config.gradients.precondition == "adam" else {}
 

@@ -1,0 +1,1 @@
+"""Work shared out by Ray: the only room that imports it, and only when it is asked for."""

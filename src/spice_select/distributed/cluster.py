@@ -1,0 +1,215 @@
+"""Ray itself: whether it is there, how it is started, and what may run on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from spice_select.errors import ConfigError, ResourceError
+
+# A worker holds a model, so that a machine with many cores gets few workers of several threads each.
+_MOST_ON_A_MACHINE = 4
+# What travels is a shard's token ids, a few megabytes for each worker.
+_LEAST_STORE, _MOST_STORE, _STORE_PER_WORKER = 128 << 20, 512 << 20, 64 << 20
+# A socket's path has 107 bytes, of which Ray's own part takes about 70.
+_LONGEST_FOLDER = 30
+_TRIES = 3
+_PASSED_ON = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM")
+
+
+def require_ray() -> ModuleType:
+    """Ray.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    # Before the first import, which reads them.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            "--engine ray needs Ray, which is not installed; install it with pip install 'spice-select[ray]', or leave "
+            "--engine out."
+        ) from None
+    return ray
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Workers that a cluster is to have.
+
+    Attributes:
+        workers: How many.
+        threads: Threads of each.
+        cpus: CPUs that Ray sets aside for each.
+        gpus: GPUs of each: 1 or 0.
+    """
+
+    workers: int
+    threads: int
+    cpus: int
+    gpus: int
+
+    def describe(self) -> str:
+        """One sentence."""
+        many = f"{self.workers} worker{'' if self.workers == 1 else 's'}"
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        return f"{many} by Ray, {threads} each{' and one GPU each' if self.gpus else ''}."
+
+
+class Cluster:
+    """A cluster of Ray: one that is started on this machine for the run alone, or one that is there.
+
+    A cluster that this process has been connected to before is taken as it is, and left as it is.
+
+    Args:
+        workers: Workers wanted; none: as many as the machines or their GPUs are good for.
+        address: Of a cluster that is there.
+
+    Raises:
+        ConfigError: Ray is not installed, or an argument cannot be used.
+    """
+
+    def __init__(self, workers: int | None, address: str | None) -> None:
+        if workers is not None and workers < 1:
+            raise ConfigError(f"--workers cannot be {workers}; give at least 1.")
+        if address is not None and address.startswith("ray://"):
+            raise ConfigError(
+                f"--address cannot be '{address}', as work goes to workers directly; run the command on a machine of "
+                "the cluster, with --address auto or HOST:PORT."
+            )
+        if address is None:
+            # Its ports are open to all who can log in here; with a token, to nobody else. Read by Ray's first import.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        self.ray: Any = require_ray()
+        self._workers = workers
+        self._address = address
+        self._own = False
+        self._folder: str | None = None
+
+    def start(self, device: str) -> Shape:
+        """Start the cluster, or connect to it.
+
+        Args:
+            device: As ``model.device``.
+
+        Raises:
+            ConfigError: More workers than GPUs, or a device by number.
+            ResourceError: The cluster cannot be started or reached.
+        """
+        if device.startswith("cuda:"):
+            raise ConfigError(
+                f"Setting 'model.device' cannot be '{device}' with --engine ray, which gives each worker a GPU; set it "
+                "to cuda."
+            )
+        if not self.ray.is_initialized():
+            self._connect()
+            self._own = True
+        return self._shape(device)
+
+    def stop(self) -> None:
+        """End what :meth:`start` has started; a second call does nothing."""
+        if self._own:
+            self._own = False
+            self.ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    @property
+    def remote(self) -> bool:
+        """Whether it may have other machines than this one."""
+        return self._address is not None
+
+    def environment(self) -> dict[str, str]:
+        """Variables that workers on other machines have to be told."""
+        return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+
+    def free_cpus(self) -> tuple[float, float]:
+        """CPUs that no one has, and all there are."""
+        return self.ray.available_resources().get("CPU", 0.0), self.ray.cluster_resources().get("CPU", 0.0)
+
+    def _connect(self) -> None:
+        # Lines of workers and of Ray itself go to its log files; what matters is told by the errors it raises.
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+        for left in reversed(range(_TRIES)):
+            try:
+                if self._address is not None:
+                    self.ray.init(address=self._address, **quiet)
+                else:
+                    self.ray.init(**self._local(), **quiet)
+                return
+            except Exception as error:  # Ray raises a dozen unrelated classes here
+                # What it had started is half there, and keeps the next attempt from starting.
+                with suppress(Exception):
+                    self.ray.shutdown()
+                self.stop()
+                line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
+                # A busy machine takes longer to start it than the half minute that Ray waits.
+                if left and self._address is None and "timed out" in line:
+                    continue
+                if self._address is not None:
+                    raise ResourceError(
+                        f"The Ray cluster at {self._address} cannot be joined ({line}); start it with 'ray start', or "
+                        "name its address."
+                    ) from None
+                raise ResourceError(
+                    f"Ray cannot be started on this machine ({line}); use --engine local, or name a cluster by "
+                    "--address."
+                ) from None
+
+    def _local(self) -> dict[str, Any]:
+        count = self._workers or _local_workers()
+        self._folder = _short_folder()
+        return {
+            "num_cpus": count,
+            "include_dashboard": False,
+            "object_store_memory": min(_MOST_STORE, max(_LEAST_STORE, _STORE_PER_WORKER * count)),
+            "_temp_dir": self._folder,
+            "_node_ip_address": "127.0.0.1",
+        }
+
+    def _shape(self, device: str) -> Shape:
+        there = self.ray.cluster_resources()
+        gpus = int(there.get("GPU", 0)) if device in ("auto", "cuda") else 0
+        if gpus and self._workers is not None and self._workers > gpus:
+            raise ConfigError(
+                f"--workers cannot be {self._workers}, as each takes a GPU and there {'is' if gpus == 1 else 'are'} "
+                f"{gpus}; give fewer, or set model.device to cpu."
+            )
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        set_threads = int(asked) if asked.isdecimal() and int(asked) > 0 else None
+        if self._address is None:
+            workers = self._workers or gpus or _local_workers()
+            # One CPU in Ray's book for each; how many cores that is, only this knows. GPUs are counted by themselves.
+            cpus, gpu = (0, 1) if gpus else (1, 0)
+            return Shape(workers, set_threads or max(1, _cores() // workers), cpus, gpu)
+        machines = [int(node["Resources"].get("CPU", 0)) for node in self.ray.nodes() if node["Alive"]]
+        machines = [count for count in machines if count > 0] or [1]
+        workers = self._workers or gpus or sum(min(count, _MOST_ON_A_MACHINE) for count in machines)
+        threads = set_threads or max(1, min(min(machines), sum(machines) // workers))
+        return Shape(workers, threads, 1 if gpus else threads, 1 if gpus else 0)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _local_workers() -> int:
+    return min(_cores(), _MOST_ON_A_MACHINE)
+
+
+def _short_folder() -> str:
+    """A folder of this run's own for Ray's sockets and logs, which goes away with it."""
+    base = tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="spice-ray-", dir=base if len(base) <= _LONGEST_FOLDER else "/tmp")
