@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 from spice_select.errors import ConfigError, DataError
 from spice_select.selection.budget import Budget, resolve_budget
 from spice_select.selection.conflict import Conflict, Score, against_pool
-from spice_select.selection.engines import make_engine, resolve_loop
+from spice_select.selection.engines import Recipe, make_engine, resolve_loop
 from spice_select.selection.fisher import FisherName, make_information
-from spice_select.selection.greedy import Trace, run_greedy
+from spice_select.selection.greedy import Trace, run_greedy, slack
 from spice_select.selection.inputs import open_pool, rows_in_hand, unusable_sentence
 from spice_select.selection.kernel import GramPool
 from spice_select.selection.options import (
@@ -36,9 +36,17 @@ from spice_select.selection.options import (
     token_lengths,
 )
 from spice_select.selection.outlook import outlook_of
+from spice_select.selection.partition import (
+    Partitioned,
+    PartitionMap,
+    PartPicks,
+    best_part,
+    one_after_another,
+    united,
+)
 from spice_select.selection.quotas import Groups, Limits, Quotas, resolve_groups
 from spice_select.selection.result import Selection
-from spice_select.selection.rows import Pool, Rows
+from spice_select.selection.rows import Pool, Rows, as_rows
 from spice_select.selection.stopping import StopRule, first_gain_is_outlier
 
 
@@ -62,13 +70,18 @@ def select(
     initial: Sequence[int] | np.ndarray | torch.Tensor | None = None,
     exclude: Sequence[int] | np.ndarray | torch.Tensor | None = None,
     robust_stop: bool = False,
+    sampling_epsilon: float = 0.01,
+    partitions: int = 1,
+    partition_map: PartitionMap | None = None,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> Selection:
     """Choose rows greedily by information gain less conflict, exactly.
 
     Each step adds the row x with the highest score D_x(S) - lambda * conflict(x|S), where D_x(S) is the gain of
     F(S) = log det(I + a sum_{i in S} g_i g_i^T) and conflict(x|S) = max(0, hinge - cos(g_x, mean of S)), 0 while S is
-    empty or a norm is 0. Scores within 1e-9 * max(1, |best|) tie, and the lowest row number wins. All loops give the
-    same picks.
+    empty or a norm is 0. Scores within 1e-9 * max(1, |best|) tie, and the lowest row number wins. All loops but
+    ``"stochastic"`` give the same picks.
 
     Args:
         gradients: One row per example, shape [n, d]: array, memory map, tensor, or a gradient store. Rows that hold
@@ -85,7 +98,8 @@ def select(
             ``"clip"`` (norms at most their median).
         stop_ratio: omega: stop before the first later pick whose gain is at most omega times the first gain.
         fisher: ``"exact"``, or a diagonal surrogate: ``"diag-logdet"``, ``"paper-diag"``, ``"released"``.
-        loop: ``"brute"``, ``"dense"``, ``"kernel"``, ``"lazy"``, or ``"auto"``.
+        loop: ``"brute"``, ``"dense"``, ``"kernel"``, ``"lazy"``, or ``"auto"``; ``"stochastic"``: each pick the best of
+            a random sample, for pools where the exact loops take too long (arXiv 1409.7938).
         lengths: Response tokens of each row; a store's own where absent.
         per_token: Compare scores divided by response tokens.
         groups: Label of each row, for ``quotas``.
@@ -95,6 +109,14 @@ def select(
             mean first, and are neither chosen nor part of the budget.
         exclude: Rows to leave out: their numbers, or a mask of n booleans.
         robust_stop: Compare with the median of the first five gains instead of the first; those are never stopped at.
+        sampling_epsilon: Of the stochastic loop: samples are of (n / k) ln(1 / epsilon) rows, and the expected value is
+            at least 1 - 1/e - epsilon of the best possible (no penalty, a budget in rows).
+        partitions: More than 1: deal the rows to so many partitions at random, let each choose as many as the budget
+            says, and choose from the picks of all; at least (1 - 1/e) / 2 of the best possible in expectation (no
+            penalty, a budget in rows; arXiv 1502.02606).
+        partition_map: Applies a function to every partition, elsewhere; one after another here where absent.
+        seed: Of samples and partitions.
+        device: Torch device of the dense and the lazy loop; float64 on ``"cuda"`` gives the picks of ``"cpu"``.
 
     Returns:
         The picks in order of choice, with their trace.
@@ -106,9 +128,9 @@ def select(
     """
     options = Options(
         budget, alpha, conflict_weight, penalty, reference, hinge, normalize, stop_ratio, fisher, loop, lengths,
-        per_token, groups, quotas, initial, exclude, robust_stop,
+        per_token, groups, quotas, initial, exclude, robust_stop, sampling_epsilon, partitions, seed, device,
     )  # fmt: skip
-    return _select(gradients, options, from_gram=False)
+    return _select(gradients, options, from_gram=False, partition_map=partition_map)
 
 
 def select_gram(
@@ -161,12 +183,12 @@ def select_gram(
     """
     options = Options(
         budget, alpha, conflict_weight, penalty, reference, hinge, normalize, stop_ratio, "exact", "kernel", lengths,
-        per_token, groups, quotas, initial, exclude, robust_stop, earlier,
+        per_token, groups, quotas, initial, exclude, robust_stop, earlier=earlier,
     )  # fmt: skip
     return _select(gram, options, from_gram=True)
 
 
-def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
+def _select(source: Any, options: Options, *, from_gram: bool, partition_map: PartitionMap | None = None) -> Selection:
     options.check()
     warnings = _unused(options)
     pool = GramPool.of(source, options.earlier) if from_gram else open_pool(source)
@@ -197,11 +219,28 @@ def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
     limits = Limits(eligible, budget, tokens, _groups(options, budget, eligible, kept))
     conflict = _conflict(options, pool, members)
     score = Score(float(options.conflict_weight), options.penalty == "relative", _per_row(options, tokens, len(pool)))
-    loop = resolve_loop(options, n, pool.dim)
-    engine = make_engine(loop, options.fisher, alpha, pool, conflict, score, limits, budget.rows)
+    recipe = Recipe(options.loop, options.fisher, alpha, options.sampling_epsilon, options.seed, options.device)
+    loop = resolve_loop(recipe.loop, recipe.fisher, n, pool.dim, recipe.device)
+    firsts: list[PartPicks] = []
+    if options.partitions > 1:
+        assert isinstance(pool, Pool)
+        task = Partitioned(pool, as_rows(source), limits.eligible, tokens, in_hand, conflict, score, budget, recipe)
+        firsts = task.first_round(options.partitions, partition_map or one_after_another)
+        limits = Limits(united(firsts, n), budget, tokens)
+        if loop == "stochastic":
+            # The samples made the first round cheap; the second chooses from few rows, and exactly.
+            loop = resolve_loop("auto", recipe.fisher, int(limits.eligible.sum()), pool.dim)
+            loop = "lazy" if loop == "kernel" else loop
+    engine = make_engine(loop, recipe, pool, conflict, score, limits, budget)
     for index in in_hand:
         engine.add(int(index))
-    trace = run_greedy(engine, limits, StopRule(options.stop_ratio, options.robust_stop))
+    stop = StopRule(options.stop_ratio, options.robust_stop)
+    trace = run_greedy(engine, limits, stop)
+    ending = engine.ending()
+    if firsts and options.stop_ratio is None:
+        best, second = best_part(firsts), float(np.sum(trace.scores))
+        if best.worth > second + slack(second):
+            trace, ending = best.trace, None
 
     outlier = first_gain_is_outlier(trace.gains, trace.rejected_gain)
     if outlier and options.stop_ratio is not None and not options.robust_stop:
@@ -212,11 +251,12 @@ def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
     without = None
     if options.conflict_weight:
         plain = replace(options, conflict_weight=0.0, reference="selected", hinge=0.0)
-        without = partial(_select, source, plain, from_gram=from_gram)
+        without = partial(_select, source, plain, from_gram=from_gram, partition_map=partition_map)
     gains = np.array(trace.gains)
     # Rows in hand that were given as gradients are not there to be read again.
     told = options.fisher == "exact" and isinstance(pool, Pool) and len(pool) == n
     bases = _bases(trace, options.fisher, alpha, pool)
+    steered = options.quotas is not None or options.per_token or budget.tokens is not None
     return Selection(
         indices=np.array(trace.indices, dtype=np.int64),
         gains=gains,
@@ -234,13 +274,15 @@ def _select(source: Any, options: Options, *, from_gram: bool) -> Selection:
         hinge=conflict.hinge,
         normalize=options.normalize,
         fisher=options.fisher,
-        loop=loop,
+        loop="stochastic" if options.loop == "stochastic" else loop,
         unusable=int((~usable).sum()),
         first_gain_outlier=outlier,
         warnings=tuple(warnings),
-        constrained=options.quotas is not None or options.per_token or budget.tokens is not None or len(pool) > n,
+        constrained=steered or options.approximate or len(pool) > n,
+        sampling_epsilon=options.sampling_epsilon if options.loop == "stochastic" else None,
+        partitions=options.partitions,
         factors=pool.factors,
-        outlook=outlook_of(engine.ending(), alpha, pool.squared_norms, in_hand, trace.indices, gains) if told else None,
+        outlook=outlook_of(ending, alpha, pool.squared_norms, in_hand, trace.indices, gains) if told else None,
         without_penalty=without,
     )
 
@@ -251,6 +293,8 @@ def _unused(options: Options) -> list[str]:
         warnings.append("robust_stop has no effect without stop_ratio.")
     if options.groups is not None and options.quotas is None:
         warnings.append("groups has no effect without quotas.")
+    if options.sampling_epsilon != Options.sampling_epsilon and options.loop != "stochastic":
+        warnings.append("sampling_epsilon has no effect without loop 'stochastic'.")
     return warnings
 
 

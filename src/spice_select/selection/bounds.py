@@ -13,6 +13,10 @@ from jaxtyping import Bool, Float, Int
 from spice_select.selection.conflict import Conflict, Score
 from spice_select.selection.fisher import LogDet
 from spice_select.selection.rows import Pool
+from spice_select.selection.symmetric import SCREENING_ERROR
+
+NEVER = -(1 << 62)
+"""Step at which a row was last measured exactly, where only a bound is known."""
 
 
 class Bounds:
@@ -62,6 +66,33 @@ class Bounds:
         self._seen[ids] = self._information.size
         fixed = None if self._conflict.fixed is None else self._conflict.fixed[ids]
         self.values[ids] = self._score.bound(ids, self._information.gains(potentials), fixed)
+
+    def screen(
+        self, ids: Int[np.ndarray, " m"], rows: Float[np.ndarray, "m d"], norms: Float[np.ndarray, " m"]
+    ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+        """Potentials of rows from below and from above, in half the time of :meth:`refresh`; the latter are noted.
+
+        Args:
+            ids: Row numbers.
+            rows: The rows.
+            norms: Their norms.
+        """
+        matrix = self._information.matrix
+        current = self._seen[ids] == self._information.size
+        if matrix is None or current.all():
+            exact = self.refresh(ids, rows)
+            return exact, exact
+        units = (rows / np.where(norms > 0, norms, 1.0)[:, None]).astype(np.float32)
+        forms = matrix.screening_forms(units)
+        self.work += 0.5 * float(len(ids)) * self._information.dim**2
+        squared = norms * norms
+        least = np.clip(forms - SCREENING_ERROR, 0.0, None) * squared
+        most = np.minimum((forms + SCREENING_ERROR) * squared, self.potentials[ids])
+        least, most = np.where(current, self.potentials[ids], least), np.where(current, self.potentials[ids], most)
+        self.write_back(ids, most)
+        # Not exact, so that no update vectors may be taken off it later.
+        self._seen[ids] = np.where(current, self._information.size, NEVER)
+        return np.minimum(least, most), most
 
     def refresh(self, ids: Int[np.ndarray, " m"], rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " m"]:
         """Exact potentials of rows, by update vectors where few are new to a row, else by the matrix; noted."""

@@ -2,51 +2,89 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from spice_select.selection.blocked import BlockedLazy, window
+from spice_select.selection.budget import Budget
 from spice_select.selection.conflict import Conflict, Score
 from spice_select.selection.fisher import FisherName, LogDet, make_information
 from spice_select.selection.greedy import Brute, Dense, Engine
 from spice_select.selection.kernel import GramPool, Kernel
 from spice_select.selection.lazy import Lazy
-from spice_select.selection.options import Options
+from spice_select.selection.on_device import DeviceDense, DeviceLazy
 from spice_select.selection.quotas import Limits
 from spice_select.selection.rows import Pool
+from spice_select.selection.stochastic import Stochastic, sample_size
 
 # Below this many numbers a pass over all of them is cheaper than keeping bounds.
 LAZY_FROM = 1 << 20
 
 
-def resolve_loop(options: Options, n: int, dim: int) -> str:
+@dataclass(frozen=True)
+class Recipe:
+    """How picks are found, whatever the rows.
+
+    Attributes:
+        loop: The loop that was asked for.
+        fisher: Form of Fisher information.
+        alpha: Fisher scale a.
+        sampling_epsilon: Expected shortfall of the stochastic loop.
+        seed: Of its samples.
+        device: Torch device of the dense and the lazy loop.
+    """
+
+    loop: str
+    fisher: FisherName
+    alpha: float
+    sampling_epsilon: float = 0.01
+    seed: int = 0
+    device: str = "cpu"
+
+
+def resolve_loop(loop: str, fisher: FisherName, n: int, dim: int, device: str = "cpu") -> str:
     """The loop that runs."""
-    if options.loop != "auto":
-        return options.loop
+    if loop != "auto":
+        return loop
     if n * dim >= LAZY_FROM:
         return "lazy"
-    return "kernel" if options.fisher == "exact" and n <= dim else "dense"
+    return "kernel" if fisher == "exact" and n <= dim and device == "cpu" else "dense"
 
 
 def make_engine(
     loop: str,
-    fisher: FisherName,
-    alpha: float,
+    recipe: Recipe,
     pool: Pool | GramPool,
     conflict: Conflict,
     score: Score,
     limits: Limits,
-    rows: int,
+    budget: Budget,
 ) -> Engine:
     """The engine of a loop, for candidates within the limits."""
     eligible = np.zeros(len(pool), dtype=bool)
     eligible[: pool.n] = limits.eligible
+    alpha = recipe.alpha
     if loop == "kernel":
-        capacity = min(rows, len(pool))
+        capacity = min(budget.rows, len(pool))
         known = pool.known(alpha) if isinstance(pool, GramPool) else None
         return Kernel(pool.column, pool.squared_norms, alpha, conflict, score, eligible, capacity, known)
     assert isinstance(pool, Pool)
-    if loop == "lazy" and fisher == "exact":
+    if recipe.device != "cpu":
+        engine = {"dense": DeviceDense, "lazy": DeviceLazy}[loop]
+        return engine(pool, alpha, conflict, score, eligible, recipe.device)
+    if loop in ("lazy", "stochastic") and recipe.fisher == "exact":
         information = LogDet(alpha, pool.dim, window=window(pool.dim))
-        return BlockedLazy(pool, information, conflict, score, eligible)
+        if loop == "lazy":
+            return BlockedLazy(pool, information, conflict, score, eligible)
+        sample = sample_size(int(eligible.sum()), _expected_picks(limits, budget), recipe.sampling_epsilon)
+        return Stochastic(pool, information, conflict, score, eligible, sample, recipe.seed)
     engine = {"brute": Brute, "dense": Dense, "lazy": Lazy}[loop]
-    return engine(pool, make_information(fisher, alpha, pool.dim), conflict, score, eligible)
+    return engine(pool, make_information(recipe.fisher, alpha, pool.dim), conflict, score, eligible)
+
+
+def _expected_picks(limits: Limits, budget: Budget) -> int:
+    """Picks that a budget allows; one in tokens about as many as rows of mean length fill."""
+    if budget.tokens is None or limits.mean_length is None:
+        return budget.rows
+    return max(1, min(budget.rows, int(budget.tokens / max(1.0, limits.mean_length))))

@@ -19,7 +19,7 @@ from spice_select.selection.fisher import FisherName
 PenaltyName = Literal["absolute", "relative"]
 ReferenceName = Literal["selected", "pool"]
 NormalizeName = Literal["none", "unit", "sqrt_tokens", "clip"]
-LoopName = Literal["auto", "brute", "dense", "kernel", "lazy"]
+LoopName = Literal["auto", "brute", "dense", "kernel", "lazy", "stochastic"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Options:
     initial: Any = None
     exclude: Any = None
     robust_stop: bool = False
+    sampling_epsilon: float = 0.01
+    partitions: int = 1
+    seed: int = 0
+    device: str = "cpu"
     earlier: Any = None
 
     def check(self) -> None:
@@ -61,12 +65,42 @@ class Options:
                 f"loop 'kernel' works on inner products and cannot go with fisher '{self.fisher}'; "
                 "use loop 'lazy' or 'dense'."
             )
+        _number("sampling_epsilon", self.sampling_epsilon, 0.0, 1.0, above=True, below=True)
+        whole = isinstance(self.partitions, numbers.Integral) and not isinstance(self.partitions, bool)
+        if not whole or self.partitions < 1:
+            raise ConfigError(f"partitions cannot be {self.partitions!r}; give a whole number of them, 1 at least.")
+        self._check_approximate()
         _number("conflict_weight", self.conflict_weight, 0.0, 1.0 if self.penalty == "relative" else math.inf)
         if self.alpha != "auto":
             _number("alpha", self.alpha, 0.0, math.inf, above=True, other=" or 'auto'")
         if self.stop_ratio is not None:
             _number("stop_ratio", self.stop_ratio, 0.0, 1.0, above=True)
         self.hinge_value()
+
+    @property
+    def approximate(self) -> bool:
+        """Whether picks are not those of the exact greedy."""
+        return self.loop == "stochastic" or self.partitions > 1
+
+    def _check_approximate(self) -> None:
+        if self.loop == "stochastic" and self.fisher != "exact":
+            raise ConfigError(
+                f"loop 'stochastic' keeps the inverse of the exact information and cannot go with fisher "
+                f"'{self.fisher}'; use loop 'lazy' or 'dense'."
+            )
+        if self.approximate and self.budget is None:
+            what = "loop 'stochastic'" if self.loop == "stochastic" else f"partitions {self.partitions}"
+            raise ConfigError(f"{what} needs a budget, by which samples and rounds are sized; give one.")
+        if self.partitions > 1 and self.quotas is not None:
+            raise ConfigError(
+                f"partitions {self.partitions} cannot go with quotas, as no partition knows what the others fill; "
+                "leave one of them out."
+            )
+        if self.device != "cpu" and (self.loop not in ("auto", "dense", "lazy") or self.fisher != "exact"):
+            what = f"loop '{self.loop}'" if self.fisher == "exact" else f"fisher '{self.fisher}'"
+            raise ConfigError(
+                f"device '{self.device}' runs loop 'dense' or 'lazy' with fisher 'exact', not {what}; use device 'cpu'."
+            )
 
     def hinge_value(self) -> tuple[float, bool]:
         """The hinge as a number, and whether it is a quantile in percent.
@@ -218,11 +252,19 @@ def _float(name: str, text: str) -> float:
         raise ConfigError(f"{name} '{text}' is no number; give one.") from None
 
 
-def _number(name: str, value: object, low: float, high: float, *, above: bool = False, other: str = "") -> float:
+def _number(
+    name: str, value: object, low: float, high: float, *, above: bool = False, below: bool = False, other: str = ""
+) -> float:
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     number = float(value) if isinstance(value, numbers.Real) else math.nan
-    if not real or not math.isfinite(number) or not low <= number <= high or (above and number == low):
+    if (
+        not real
+        or not math.isfinite(number)
+        or not low <= number <= high
+        or (above and number == low)
+        or (below and number == high)
+    ):
         least = f"above {low:g}" if above else f"{low:g} at least"
-        most = "" if high == math.inf else f" and {high:g} at most"
+        most = "" if high == math.inf else f" and below {high:g}" if below else f" and {high:g} at most"
         raise ConfigError(f"{name} cannot be {value!r}; give a number {least}{most}{other}.")
     return number

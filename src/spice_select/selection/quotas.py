@@ -74,6 +74,7 @@ class Limits:
         self._groups = groups
         self.tokens = budget.tokens
         self._lengths = lengths
+        self.mean_length = None if lengths is None or not eligible.any() else float(lengths[eligible].mean())
         self._longest_first = np.zeros(0, np.int64)
         self._passed = 0
         if budget.tokens is not None:

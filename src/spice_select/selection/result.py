@@ -40,8 +40,10 @@ class Selection:
         unusable: Rows left out because they are marked unusable or hold NaN or Inf.
         first_gain_outlier: The first gain is more than twice the median of the next ten, so a stop ratio bites early.
         warnings: Sentences for the user.
-        constrained: Quotas, token budget, gains per token, or rows in hand that were given as gradients had a say, so
-            that greedy's guarantee for F does not hold.
+        constrained: Quotas, token budget, gains per token, rows in hand that were given as gradients, samples or
+            partitions had a say, so that greedy's guarantee for F does not hold.
+        sampling_epsilon: Expected shortfall of the stochastic loop; None where every candidate was looked at.
+        partitions: Partitions of the first round; 1: there was none.
         factors: What normalisation multiplied each row by, shape [n]; None where it was nothing.
         outlook: What is known at the end of the rows that were not chosen, for the exact form; None for a loop or a
             form that knows nothing, and where only inner products were given.
@@ -69,6 +71,8 @@ class Selection:
     first_gain_outlier: bool = False
     warnings: tuple[str, ...] = ()
     constrained: bool = False
+    sampling_epsilon: float | None = None
+    partitions: int = 1
     factors: Float[np.ndarray, " n"] | None = field(default=None, repr=False)
     outlook: Outlook | None = field(default=None, repr=False)
     without_penalty: Callable[[], Selection] | None = field(default=None, repr=False)

@@ -144,20 +144,28 @@ class Pool:
         finite: Which of the n rows hold finite numbers only.
         usable: Which of them are not marked unusable either.
         squared_norms: |g|^2 of the scaled rows, extra ones included; 0 where not finite.
+
+    Args:
+        rows: Where the rows are.
+        usable: Rows that are not marked unusable; all where absent.
+        squared_norms: |g|^2 of the rows times their factors, where known: no row is read for it then.
+        factors: What every row is multiplied by; nothing where absent.
     """
 
-    def __init__(self, rows: Rows, usable: Bool[np.ndarray, " n"] | None = None) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        usable: Bool[np.ndarray, " n"] | None = None,
+        squared_norms: Float[np.ndarray, " n"] | None = None,
+        factors: Float[np.ndarray, " n"] | None = None,
+    ) -> None:
         self._rows = rows
         self.n, self.dim = rows.shape
         self._block = max(1, BLOCK_BYTES // (8 * self.dim))
-        self._scale: np.ndarray | None = None
+        self._scale = factors
         self._extra = np.zeros((0, self.dim))
         self._cache: list[tuple[int, np.ndarray]] | None = None
-        self.squared_norms = np.empty(self.n)
-        with np.errstate(all="ignore"):
-            for start, block in rows.blocks(self._block):
-                wide = np.asarray(block, dtype=np.float64)
-                self.squared_norms[start : start + len(wide)] = np.einsum("ij,ij->i", wide, wide)
+        self.squared_norms = self._measured() if squared_norms is None else squared_norms.copy()
         self.finite = np.isfinite(self.squared_norms)
         self.usable = self.finite if usable is None else self.finite & usable
         self._zeroed = ~self.usable
@@ -217,6 +225,14 @@ class Pool:
                 total += members[start : start + len(block)] @ block
         dots = np.concatenate([block @ total for _, block in self.blocks()])
         return dots, float(np.sqrt(total @ total))
+
+    def _measured(self) -> Float[np.ndarray, " n"]:
+        found = np.empty(self.n)
+        with np.errstate(all="ignore"):
+            for start, block in self._rows.blocks(self._block):
+                wide = np.asarray(block, dtype=np.float64)
+                found[start : start + len(wide)] = np.einsum("ij,ij->i", wide, wide)
+        return found if self._scale is None else found * self._scale**2
 
     def _given(self, indices: np.ndarray) -> np.ndarray:
         if not len(indices):

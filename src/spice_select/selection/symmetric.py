@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 BLOCK = 256
 WAITING = 32
 """Rows of U that wait until they are taken off together: a matrix product instead of passes over the whole matrix."""
+
+SCREENING_ERROR = 1e-5
+"""Room for rounding in a float32 form of a unit row, about ten times what d terms of 2^-24 add up to at d = 65,536."""
 
 
 class Symmetric:
@@ -24,6 +27,7 @@ class Symmetric:
         self._columns = [slice(low, min(low + BLOCK, self.dim)) for low in range(0, self.dim, BLOCK)]
         self._waiting = np.empty((WAITING, self.dim))
         self._count = 0
+        self._narrow: np.ndarray | None = None
         self._take_off(vectors)
 
     def subtract(self, vectors: Float[np.ndarray, "b d"]) -> None:
@@ -51,18 +55,29 @@ class Symmetric:
 
     def forms(self, rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " m"]:
         """The quadratic form g^T M g of each row g."""
-        out = np.zeros(len(rows))
+        return self._forms(rows, self._matrix)
+
+    def screening_forms(self, rows: Float32[np.ndarray, "m d"]) -> Float[np.ndarray, " m"]:
+        """The same in float32, in half the time: for rows of unit norm right to within `SCREENING_ERROR`."""
+        if self._narrow is None:
+            self._narrow = self._matrix.astype(np.float32)
+        return self._forms(rows, self._narrow).astype(np.float64)
+
+    def _forms(self, rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        out = np.zeros(len(rows), dtype=rows.dtype)
         for columns in self._columns:
             part = rows[:, columns]
-            image = part @ self._matrix[columns, columns]
+            image = part @ matrix[columns, columns]
             if columns.start:
-                image += 2.0 * (rows[:, : columns.start] @ self._matrix[: columns.start, columns])
+                image += 2 * (rows[:, : columns.start] @ matrix[: columns.start, columns])
             out += np.einsum("ij,ij->i", image, part)
         if self._count:
-            onto = rows @ self._waiting[: self._count].T
+            onto = rows @ self._waiting[: self._count].astype(rows.dtype).T
             out -= np.einsum("ij,ij->i", onto, onto)
         return out
 
     def _take_off(self, vectors: Float[np.ndarray, "b d"]) -> None:
         for columns in self._columns:
             self._matrix[: columns.stop, columns] -= vectors[:, : columns.stop].T @ vectors[:, columns]
+            if self._narrow is not None:
+                self._narrow[: columns.stop, columns] = self._matrix[: columns.stop, columns]

@@ -1,0 +1,271 @@
+"""Samples, partitions and torch devices: what each shares with the exact greedy, and what it promises."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spice_select.analysis.certificate import certify_selection
+from spice_select.errors import ConfigError
+from spice_select.selection import log_det, select
+from spice_select.selection.budget import Budget
+from spice_select.selection.conflict import Conflict, Score, against_pool
+from spice_select.selection.fisher import LogDet
+from spice_select.selection.greedy import run_greedy
+from spice_select.selection.on_device import DeviceDense, DeviceLazy
+from spice_select.selection.partition import choose_part, deal, one_after_another
+from spice_select.selection.quotas import Limits
+from spice_select.selection.rows import ArrayRows, Pool
+from spice_select.selection.stochastic import Stochastic, sample_size
+from spice_select.selection.stopping import StopRule
+from spice_select.selection.symmetric import SCREENING_ERROR, WAITING, Symmetric
+from tests.property.test_selection_loops import SETTINGS, pools, resolve, same
+
+EVERYTHING = 5e-324
+"""An epsilon so small that every sample is the whole pool."""
+
+
+def clustered(rows: int, dim: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(8, dim))
+    norms = np.exp(0.6 * rng.standard_t(4, size=(rows, 1)).clip(-6, 6))
+    return ((0.5 * centres[rng.integers(0, 8, rows)] + rng.normal(size=(rows, dim))) * norms).astype(np.float32)
+
+
+@settings(max_examples=150)
+@given(pools(), SETTINGS, st.data())
+def test_a_sample_of_everything_gives_the_exact_picks(g, options, data):
+    options = resolve(options, len(g))
+    k = data.draw(st.integers(1, len(g)))
+    found = select(g, budget=k, loop="stochastic", sampling_epsilon=EVERYTHING, **options)
+    same(found, select(g, budget=k, loop="brute", **options))
+
+
+@settings(max_examples=60)
+@given(pools(max_rows=40, max_dim=4), SETTINGS, st.integers(0, 5), st.sampled_from([0.01, 0.3, 0.9]), st.data())
+def test_each_pick_is_the_best_of_its_sample(g, options, seed, epsilon, data):
+    """The same samples drawn here, and every gain in them measured by the definition."""
+    options = resolve(options, len(g))
+    k = data.draw(st.integers(1, len(g)))
+    found = select(g, budget=k, loop="stochastic", sampling_epsilon=epsilon, seed=seed, **options)
+    random = np.random.Generator(np.random.Philox(seed))
+    left = list(range(len(g)))
+    size = sample_size(len(g), k, epsilon)
+    for step, pick in enumerate(found.indices.tolist()):
+        drawn = left
+        if size < len(left):
+            drawn = [left[at] for at in random.choice(len(left), size, replace=False, shuffle=False)]
+        assert pick in drawn
+        among = np.setdiff1d(np.arange(len(g)), drawn)
+        before = found.indices[:step]
+        alone = select(
+            g,
+            budget=1,
+            loop="brute",
+            exclude=np.setdiff1d(among, before),
+            initial=before,
+            **{**options, "alpha": found.alpha},
+        )
+        # With quantiles and medians an excluded row would count, so that those settings are compared elsewhere.
+        if options["normalize"] != "clip" and options["reference"] == "selected":
+            assert alone.indices.tolist() == [pick]
+        place = left.index(pick)
+        left[place] = left[-1]
+        left.pop()
+
+
+def test_sample_sizes():
+    assert sample_size(1000, 100, 0.01) == math.ceil(-10 * math.log(0.01))
+    assert sample_size(10, 10, 0.9) == 1
+    assert sample_size(10, 1, 1e-12) == 10
+    assert sample_size(5, 100, 0.5) == 1
+
+
+def test_samples_keep_most_of_the_information_and_carry_no_guarantee_of_greedy():
+    g = clustered(4000, 32)
+    exact = select(g, budget=200, conflict_weight=0.0, alpha="auto")
+    found = select(g, budget=200, conflict_weight=0.0, alpha="auto", loop="stochastic", seed=3)
+    assert 0.97 * exact.information < found.information <= exact.information + 1e-9
+    assert found.information == pytest.approx(log_det(g[found.indices], found.alpha), rel=1e-9)
+    assert found.constrained and found.sampling_epsilon == 0.01 and not exact.constrained
+    certificate = certify_selection(g, found, budget=200)
+    assert certificate is not None and certificate.guarantee is None
+    assert certificate.value <= found.information / exact.information + 1e-9
+    again = select(g, budget=200, conflict_weight=0.0, alpha="auto", loop="stochastic", seed=3)
+    other = select(g, budget=200, conflict_weight=0.0, alpha="auto", loop="stochastic", seed=4)
+    assert again.indices.tolist() == found.indices.tolist() != other.indices.tolist()
+
+
+def test_bounds_that_a_stochastic_run_hands_over_hold():
+    g = clustered(600, 12)
+    pool = Pool(ArrayRows(g))
+    information = LogDet(0.5, 12)
+    limits = Limits(np.ones(600, bool), Budget(60))
+    engine = Stochastic(pool, information, Conflict(12), Score(), limits.eligible, 40, seed=1)
+    trace = run_greedy(engine, limits, StopRule())
+    ending = engine.ending()
+    inverse = np.linalg.inv(np.eye(12) + 0.5 * g[trace.indices[:-1]].T.astype(np.float64) @ g[trace.indices[:-1]])
+    wide = g.astype(np.float64)
+    exact = np.einsum("ij,jk,ik->i", wide, inverse, wide)
+    assert np.all(ending.potentials >= exact - 1e-9 * (1 + exact))
+
+
+def test_quotas_and_token_budgets_hold_with_samples():
+    g = clustered(300, 8)
+    lengths = np.arange(300) % 7 + 1
+    found = select(g, budget="100 tokens", lengths=lengths, loop="stochastic")
+    assert found.stop_reason == "tokens" and lengths[found.indices].sum() <= 100
+    assert lengths[found.indices].sum() > 90
+    groups = [str(i % 3) for i in range(300)]
+    found = select(g, budget=30, groups=groups, quotas="proportional", loop="stochastic")
+    assert sorted(np.bincount(found.indices % 3).tolist()) == [10, 10, 10]
+
+
+@settings(max_examples=120)
+@given(pools(max_rows=20), SETTINGS, st.data())
+def test_partitions_whose_picks_are_everything_give_the_exact_picks(g, options, data):
+    options = resolve(options, len(g))
+    partitions = data.draw(st.integers(2, max(2, len(g))))
+    k = data.draw(st.integers(math.ceil(len(g) / partitions), len(g)))
+    found = select(g, budget=k, partitions=partitions, **options)
+    exact = select(g, budget=k, loop="brute", **options)
+    # Greedy is not the best there is: a partition's own picks may be worth more, and are the answer then.
+    if found.scores.sum() <= exact.scores.sum():
+        same(found, exact)
+    assert found.partitions == partitions and found.constrained
+
+
+@settings(max_examples=80)
+@given(pools(max_rows=30), st.integers(2, 5), st.integers(0, 3), st.sampled_from(["auto", "stochastic"]), st.data())
+def test_partition_greedy_is_at_least_its_best_partition(g, partitions, seed, loop, data):
+    k = data.draw(st.integers(1, len(g)))
+    rounds = []
+
+    def watched(function, parts):
+        sent = [pickle.loads(pickle.dumps(part)) for part in parts]
+        rounds.extend(function(part) for part in reversed(sent))
+        return rounds
+
+    settings = {"budget": k, "conflict_weight": 0.0, "loop": loop, "seed": seed, "partitions": partitions}
+    found = select(g, partition_map=watched, **settings)
+    assert len(set(found.indices.tolist())) == len(found) == k or found.stop_reason == "exhausted"
+    assert found.information >= max(part.worth for part in rounds) - 1e-9
+    if len(found):
+        assert found.information == pytest.approx(log_det(g[found.indices], found.alpha), rel=1e-6, abs=1e-7)
+    # Neither the order nor the process of the first round plays a part.
+    same(found, select(g, **settings))
+
+
+@pytest.mark.parametrize("initial", [None, [3, 5], np.ones((2, 8))])
+@pytest.mark.parametrize("reference", ["selected", "pool"])
+def test_partitions_know_what_is_in_hand_and_what_opposes(initial, reference):
+    g = clustered(400, 8)
+    settings = {"conflict_weight": 0.5, "reference": reference, "normalize": "clip", "initial": initial, "alpha": 0.3}
+    exact = select(g, budget=40, **settings)
+    found = select(g, budget=40, partitions=4, **settings)
+    assert not {3, 5} & set(found.indices.tolist()) or initial is None or not isinstance(initial, list)
+    assert found.scores.sum() > 0.9 * exact.scores.sum()
+
+
+def test_rows_are_dealt_once_and_evenly():
+    candidates = np.arange(100) % 3 > 0
+    dealt = deal(candidates, 7, seed=2)
+    assert sorted(np.concatenate(dealt).tolist()) == np.flatnonzero(candidates).tolist()
+    assert {len(part) for part in dealt} <= {9, 10}
+    assert [len(part) for part in deal(np.ones(3, bool), 8, 0)] == [1, 1, 1]
+    assert list(one_after_another(len, [])) == []  # type: ignore[arg-type]
+    assert callable(choose_part)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"loop": "stochastic", "fisher": "released"}, "cannot go with fisher 'released'"),
+        ({"loop": "stochastic", "budget": None, "stop_ratio": 0.5}, "needs a budget"),
+        ({"partitions": 2, "budget": None, "stop_ratio": 0.5}, "partitions 2 needs a budget"),
+        ({"partitions": 0}, "partitions cannot be 0; give a whole number"),
+        ({"partitions": True}, "partitions cannot be True"),
+        ({"partitions": 2, "groups": ["a"] * 6, "quotas": "proportional"}, "cannot go with quotas"),
+        ({"sampling_epsilon": 0.0, "loop": "stochastic"}, "give a number above 0 and below 1"),
+        ({"sampling_epsilon": 1.0, "loop": "stochastic"}, "give a number above 0 and below 1"),
+        ({"device": "cuda", "loop": "kernel"}, "not loop 'kernel'; use device 'cpu'"),
+        ({"device": "cuda", "fisher": "released"}, "not fisher 'released'"),
+        ({"device": "a toaster"}, "device 'a toaster' cannot be used here"),
+        ({"device": "meta"}, "device 'meta'"),
+    ],
+)
+def test_what_does_not_go_together_is_one_sentence(settings, said):
+    with pytest.raises(ConfigError, match="; ") as error:
+        select(np.ones((6, 3)), **{"budget": 2, **settings})
+    assert said in str(error.value) and str(error.value).count("\n") == 0
+
+
+def test_an_epsilon_without_samples_is_told():
+    assert any("sampling_epsilon" in line for line in select(np.eye(3), budget=1, sampling_epsilon=0.5).warnings)
+
+
+@settings(max_examples=120, deadline=None)
+@given(pools(), SETTINGS, st.sampled_from(["dense", "lazy"]), st.data())
+def test_torch_on_a_device_gives_the_picks_of_the_processor(g, options, loop, data):
+    """``cpu:0`` names the processor as a torch device, so that the loops for devices run where there is no GPU."""
+    options = resolve(options, len(g))
+    k = data.draw(st.integers(1, len(g)))
+    found = select(g, budget=k, loop=loop, device="cpu:0", **options)
+    same(found, select(g, budget=k, loop="brute", **options))
+
+
+@pytest.mark.parametrize("engine", [DeviceDense, DeviceLazy])
+@pytest.mark.parametrize("reference", ["selected", "pool"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_float32_rows_on_a_device_are_confirmed_in_float64(engine, reference, relative):
+    """Rows that float32 holds exactly: rounding happens in products alone, and the picks are those of float64."""
+    g = clustered(1500, 24, seed=5)
+    g[700:900] = g[:200] * np.float32(1 + 1e-6)
+    pool = Pool(ArrayRows(g))
+    conflict = Conflict(24)
+    if reference == "pool":
+        dots, norm = pool.mean_dots(np.ones(1500, bool))
+        fixed, hinge = against_pool(dots, norm, np.sqrt(pool.squared_norms), np.ones(1500, bool), 0.2)
+        conflict = Conflict(24, hinge, fixed)
+    score = Score(0.4, relative)
+    limits = Limits(np.ones(1500, bool), Budget(300))
+    trace = run_greedy(engine(pool, 0.2, conflict, score, limits.eligible, "cpu", torch.float32), limits, StopRule())
+    wanted = select(
+        g,
+        budget=300,
+        alpha=0.2,
+        conflict_weight=0.4,
+        penalty="relative" if relative else "absolute",
+        reference=reference,
+        hinge=0.2 if reference == "pool" else 0.0,
+        loop="dense",
+    )
+    assert trace.indices == wanted.indices.tolist()
+    np.testing.assert_allclose(trace.gains, wanted.gains, rtol=1e-8)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 40), st.lists(st.integers(1, WAITING + 5), min_size=1, max_size=8), st.integers(0, 2**31))
+def test_updates_that_wait_count(dim, sizes, seed):
+    """Whatever the sizes of the updates, products and forms are those of the matrix itself."""
+    rng = np.random.default_rng(seed)
+    vectors = [rng.normal(size=(size, dim)) * 0.5 / np.sqrt(dim * sum(sizes)) for size in sizes]
+    matrix = Symmetric(vectors[0])
+    narrow_first = matrix.screening_forms(np.eye(dim, dtype=np.float32))
+    for part in vectors[1:]:
+        matrix.subtract(part)
+    whole = np.concatenate(vectors)
+    plain = np.eye(dim) - whole.T @ whole
+    rows = rng.normal(size=(5, dim))
+    np.testing.assert_allclose(matrix.times(rows), rows @ plain, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(matrix.forms(rows), np.einsum("ij,jk,ik->i", rows, plain, rows), rtol=1e-9, atol=1e-9)
+    units = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    exact = np.einsum("ij,jk,ik->i", units.astype(np.float64), plain, units.astype(np.float64))
+    assert np.max(np.abs(matrix.screening_forms(units) - exact)) < SCREENING_ERROR
+    assert len(narrow_first) == dim
