@@ -39,10 +39,11 @@ from spice_select.gradients import GradientEngine, Proxy, load_proxy
 from spice_select.gradients.batches import plan_batches
 from spice_select.gradients.factors import Factors, Sketch
 from spice_select.gradients.fold import FoldSketch
+from spice_select.gradients.tensor_sketch import TensorSketch
 from spice_select.gradients.two_sided import TwoSidedSketch
 
 FILES = ("gsm8k_train.jsonl", "code_alpaca_2k.json", "alpaca_1k.json")
-METHODS = ("plain", "forward", "fold", "two-sided", "lora-loop", "bergson")
+METHODS = ("plain", "forward", "fold", "two-sided", "tensor", "lora-loop", "bergson")
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def build(names: Sequence[str], proxy: Proxy, options: argparse.Namespace) -> di
             found[name] = plain
         elif name == "forward":
             found[name] = forward
-        elif name in ("fold", "two-sided"):
+        elif name in ("fold", "two-sided", "tensor"):
             config = GradientConfig(sketch=name, dim=options.dim, rank=options.rank)
             found[name] = sketched(GradientEngine(proxy, config))
         elif name == "lora-loop":
@@ -312,6 +313,9 @@ def fidelity(proxy: Proxy, examples: Examples, options: argparse.Namespace) -> d
     parts: dict[str, Sketch] = {"fold": FoldSketch(layers, options.dim, 0, device)}
     if "two-sided" in options.methods:
         parts["two-sided"] = TwoSidedSketch(layers, options.rank, options.dim, 0, device, norms=False)
+    if "tensor" in options.methods:
+        # Every layer by its transforms, the narrow ones too, as a model with wide layers alone would have them.
+        parts["tensor"] = TensorSketch(layers, options.dim, 0, device, norms=False, folded_below=0)
     if options.reference != "exact":
         parts["reference"] = FoldSketch(layers, int(options.reference), 1, device)
     sketch = Several(parts)

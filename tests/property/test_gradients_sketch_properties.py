@@ -12,9 +12,10 @@ from spice_select.config import GradientConfig
 from spice_select.gradients.factors import Factors, Sketch
 from spice_select.gradients.layers import Layer
 from spice_select.gradients.sketch import build_sketch
+from spice_select.gradients.tensor_sketch import TensorSketch
 
 CPU = torch.device("cpu")
-KINDS = ["fold", "two-sided", "dense"]
+KINDS = ["fold", "two-sided", "tensor", "dense"]
 shapes = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=3)
 
 
@@ -23,6 +24,9 @@ def _layers(sides: list[tuple[int, int]]) -> list[Layer]:
 
 
 def _build(kind: str, layers: list[Layer], dim: int, seed: int) -> Sketch:
+    if kind == "tensor":
+        # Layers as small as these would be folded.
+        return TensorSketch(layers, dim, seed, CPU, folded_below=0)
     return build_sketch(GradientConfig(sketch=kind, dim=dim, rank=3, seed=seed), layers, CPU)  # type: ignore[arg-type]
 
 
@@ -74,7 +78,7 @@ def test_factors_and_whole_gradients_agree(
             assert float(norms[number]) == pytest.approx(exact, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "slack"), [("fold", 1.25), ("two-sided", 6.0), ("dense", 1.25)])
+@pytest.mark.parametrize(("kind", "slack"), [("fold", 1.25), ("two-sided", 6.0), ("tensor", 1.25), ("dense", 1.25)])
 def test_unbiased_with_the_variance_it_should_have(kind: str, slack: float) -> None:
     layers = _layers([(9, 14), (5, 20)])
     dim, seeds = 16, 600

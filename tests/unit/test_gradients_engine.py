@@ -12,6 +12,7 @@ from spice_select.config import GradientConfig, LoraConfig
 from spice_select.errors import ConfigError, ModelError
 from spice_select.gradients import GradientEngine, Proxy
 from spice_select.gradients.check import autograd_error
+from spice_select.gradients.tensor_sketch import FOLDED_BELOW
 from tests.proxies import autograd_gradients, examples, relative_error, tiny_model, tiny_proxy
 
 
@@ -65,6 +66,23 @@ def test_a_layer_called_twice_adds_up() -> None:
         assert batch.squared_norms[number] == pytest.approx(norm, rel=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_tensor_rows_are_those_of_whole_gradients_in_any_company(family: str) -> None:
+    # A row this short leaves some layers to the fold and some to the transforms.
+    engine = _engine(family, sketch="tensor", dim=3)
+    assert {layer.size < FOLDED_BELOW * 3 for layer in engine.proxy.layers} == {True, False}
+    ids, masks = examples(6)
+    batch, whole = engine.batch(ids, masks), engine.materialise(ids, masks)
+    for number in range(len(ids)):
+        alone = engine.batch(ids[number : number + 1], masks[number : number + 1])
+        expected = engine.new_sketch().apply({name: table[number] for name, table in whole.items()}).numpy()
+        size = float(np.sqrt(batch.squared_norms[number]))
+        np.testing.assert_allclose(batch.rows[number], expected, atol=1e-5 * size)
+        np.testing.assert_allclose(alone.rows[0], batch.rows[number], atol=1e-5 * size)
+        exact = sum(float(table[number].double().square().sum()) for table in whole.values())
+        assert batch.squared_norms[number] == pytest.approx(exact, rel=1e-5)
+
+
 def test_experts_that_no_token_chose_have_zero_gradients() -> None:
     engine = _engine("mixtral", dim=64)
     ids, masks = [np.array([5, 9, 7])], [np.array([False, False, True])]
@@ -92,6 +110,7 @@ def test_spec_is_json_and_knows_every_difference() -> None:
         _engine(dim=32).spec(),
         _engine(dim=64, seed=1).spec(),
         _engine(dim=64, sketch="two-sided", rank=2).spec(),
+        _engine(dim=64, sketch="tensor").spec(),
         _engine(dim=64, lora=LoraConfig(r=2)).spec(),
         _engine("qwen2", dim=64, loss="all").spec(),
     ]

@@ -15,10 +15,7 @@ from spice_select.gradients.factors import Factors, Sketch
 from spice_select.gradients.fold import LANES, add_lanes, fold_lanes, period
 from spice_select.gradients.layers import Layer
 from spice_select.gradients.random import Stream
-
-# Rows of a strip at least, and input matrices kept: those of a batch's examples for one layer and the next.
-_STRIP = 48
-_HELD = 64
+from spice_select.gradients.token_norms import TokenNorms
 
 
 @final
@@ -26,19 +23,15 @@ class TwoSidedSketch(Sketch):
     """A ``rank x rank`` table per layer, folded to ``dim`` where all tables together are longer.
 
     A side of a layer that is no wider than ``rank`` is kept as it is. The projections are signs over the root of
-    their width. Exact squared norms come from the Gram matrices of tokens, ``sum((A A^T) * (D D^T))``, where that
-    takes fewer products than the gradient itself, as it does for sequences of a few hundred tokens. The matrices are
-    symmetric, so that little more than half of each is formed, and layers that share their input (query, key and
-    value; gate and up) share its matrix.
+    their width. Exact squared norms come from the Gram matrices of tokens where that takes fewer products than the
+    gradient itself, as it does for sequences of a few hundred tokens.
     """
 
     def __init__(
         self, layers: Sequence[Layer], rank: int, dim: int, seed: int, device: torch.device, norms: bool = True
     ) -> None:
         super().__init__(layers, device)
-        self._exact_norms = norms
-        self._grams = _InputGrams()
-        self._zero = torch.zeros((), device=device)
+        self._exact = TokenNorms(device) if norms else None
         self._sides = [
             tuple(
                 _projection(Stream(seed, x.name, f"two-sided {side}"), count, rank).to(device) if count > rank else None
@@ -85,8 +78,8 @@ class TwoSidedSketch(Sketch):
                 a = inputs if columns_side is None else inputs @ columns_side
                 d = outputs if rows_side is None else outputs @ rows_side
                 self._take(factors.layer, [example], (d.t() @ a).flatten()[None])
-            if self._exact_norms:
-                self._norms[factors.layer, example] = self._squared_norm(inputs, outputs)
+            if self._exact is not None:
+                self._norms[factors.layer, example] = self._exact.squared(inputs, outputs)
 
     @override
     def add_whole(self, layer: int, examples: Sequence[int], gradients: Float[Tensor, "g rows columns"]) -> None:
@@ -94,24 +87,16 @@ class TwoSidedSketch(Sketch):
         tables = gradients if rows_side is None else rows_side.t() @ gradients
         tables = tables if columns_side is None else tables @ columns_side
         self._take(layer, examples, tables.flatten(1))
-        if self._exact_norms:
+        if self._exact is not None:
             norms = torch.linalg.vector_norm(gradients.flatten(1), dim=1).square()
             self._norms[layer, examples[0] : examples[-1] + 1] = norms
 
     @override
     def finish(self) -> Float[Tensor, "b dim"]:
-        self._grams.clear()
+        if self._exact is not None:
+            self._exact.clear()
         rows = fold_lanes(self._rows, self._rolls) if self._rolls else self._rows
         return rows.cpu()
-
-    def _squared_norm(self, inputs: Float[Tensor, "t columns"], outputs: Float[Tensor, "t rows"]) -> Tensor:
-        tokens, columns, rows = len(inputs), inputs.shape[1], outputs.shape[1]
-        # Little more than half of the two matrices of tokens is formed.
-        if tokens * (rows + columns) >= 1.6 * rows * columns:
-            gradient = torch.mm(outputs.t(), inputs, out=self._buffer("gradient", rows, columns)).flatten()
-            return torch.dot(gradient, gradient)
-        pairs = zip(self._grams.strips(inputs), _strips(outputs), strict=True)
-        return sum((torch.dot(a.view(-1), d.view(-1)) for a, d in pairs), start=self._zero)
 
     def _take(self, layer: int, examples: Sequence[int], flat: Float[Tensor, "g size"]) -> None:
         rows = self._rows[examples[0] : examples[-1] + 1]
@@ -124,34 +109,3 @@ class TwoSidedSketch(Sketch):
 
 def _projection(stream: Stream, count: int, rank: int) -> Float[Tensor, "count rank"]:
     return torch.from_numpy(stream.signs(count * rank)).float().view(count, rank) * rank**-0.5
-
-
-class _InputGrams:
-    """Gram matrices of the inputs seen last, as strips of the lower triangle with all off the diagonal doubled.
-
-    While a matrix is held, so is its input, and the address that it is known by stays its own.
-    """
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[int, int, int], tuple[Tensor, list[Tensor]]] = {}
-
-    def strips(self, inputs: Float[Tensor, "t columns"]) -> list[Tensor]:
-        key = (inputs.data_ptr(), len(inputs), inputs.shape[1])
-        if key not in self._held:
-            if len(self._held) >= _HELD:
-                self._held.pop(next(iter(self._held)))
-            strips = _strips(inputs)
-            for strip in strips:
-                strip[:, : strip.shape[1] - len(strip)] *= 2
-            self._held[key] = inputs, strips
-        return self._held[key][1]
-
-    def clear(self) -> None:
-        self._held.clear()
-
-
-def _strips(values: Float[Tensor, "t width"]) -> list[Tensor]:
-    """The lower triangle of ``values @ values.T``, in strips of rows that end with a square on the diagonal."""
-    tokens = len(values)
-    step = -(-tokens // max(1, min(8, tokens // _STRIP)))
-    return [values[first : first + step] @ values[: first + step].t() for first in range(0, tokens, step)]
