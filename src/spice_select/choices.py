@@ -137,10 +137,9 @@ def choice_identity(
     config, pool, needs = bench.config, bench.pool, spec.method.required()
     content: dict[str, Any] = {
         "method": spec.identity,
-        "seed": None if spec.method.varies == "no" else seed,
+        "seed": None if spec.method.varies == "no" and not config.selection.approximate else seed,
         "budget": [budget.rows, budget.tokens],
-        # Loops differ in how they get there, not in where.
-        "selection": config.selection.model_dump(mode="json", exclude={"loop", "initial", "exclude"}),
+        "selection": config.selection.identity(),
         "rows": pool.rows.fingerprint,
         "examples": pool.encoded.digest,
         "candidates": _sha256((pool.encoded.usable & ~excluded_rows(config, pool)).tobytes()),

@@ -135,7 +135,14 @@ class SelectionConfig(Section):
     robust_stop: bool = False
     """Compare with the median of the first few gains instead of the first alone."""
     fisher: Literal["exact", "diag-logdet", "paper-diag", "released"] = "exact"
-    loop: Literal["auto", "brute", "dense", "kernel", "lazy"] = "auto"
+    loop: Literal["auto", "brute", "dense", "kernel", "lazy", "stochastic"] = "auto"
+    """All give the same picks but ``stochastic``, where each pick is the best of a random sample."""
+    sampling_epsilon: float = Field(default=0.01, gt=0, lt=1)
+    """Expected shortfall of the stochastic loop, which sizes its samples."""
+    partitions: int = Field(default=1, ge=1)
+    """More than 1: rows are dealt to so many partitions, and the picks of each make up the pool of a second round."""
+    device: str = "cpu"
+    """Torch device of the dense and the lazy loop."""
     per_token: bool = False
     groups: str | None = None
     """Column (or ``source``) whose values share the budget by ``quotas``."""
@@ -144,6 +151,20 @@ class SelectionConfig(Section):
     """File of row numbers already in hand: JSON list, or one number a line."""
     exclude: str | None = None
     """File of row numbers to leave out, in the same form."""
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the picks are not those of the exact greedy, so that samples or partitions have a say."""
+        return self.loop == "stochastic" or self.partitions > 1
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the picks beside the rows: all but how they are reached, and the files that name rows."""
+        said = self.model_dump(
+            mode="json", exclude={"loop", "sampling_epsilon", "partitions", "device", "initial", "exclude"}
+        )
+        if self.loop == "stochastic":
+            said |= {"loop": self.loop, "sampling_epsilon": self.sampling_epsilon}
+        return said if self.partitions == 1 else {**said, "partitions": self.partitions}
 
 
 class AdapterConfig(Section):

@@ -372,6 +372,6 @@ def _certify(
         initial=rows_in_hand(config, pool) or (),
         tokens=None if budget.tokens is None else store.lengths,
         penalised=selection.conflict_weight > 0,
-        constrained=config.selection.quotas is not None or config.selection.per_token,
+        constrained=config.selection.quotas is not None or config.selection.per_token or selection.constrained,
         outlook=selection.outlook,
     )

@@ -113,6 +113,11 @@ def check_selection(config: RunConfig, pool: Pool, *, everything: bool = False) 
         stop_ratio=settings.stop_ratio,
         fisher=settings.fisher,
         loop=settings.loop,
+        budget=settings.budget,
+        quotas=settings.quotas,
+        sampling_epsilon=settings.sampling_epsilon,
+        partitions=settings.partitions,
+        device=settings.device,
     ).check()
     kept = ~excluded_rows(config, pool)
     labels = group_labels(config, pool)

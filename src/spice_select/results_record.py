@@ -121,6 +121,8 @@ class Found:
         information: F of the picks, in nats; None without gradients.
         certificate: What they are proven to hold.
         loop: Loop that maximised the information; empty where the method maximises something else.
+        sampling_epsilon: Expected shortfall of its samples, where it drew any.
+        partitions: Partitions of its first round; 1: there was none.
         changed: Picks that the penalty changed; None where there was no penalty.
         activity: Conflict in pool and picks.
         notes: What a user should read.
@@ -133,6 +135,8 @@ class Found:
     information: float | None = None
     certificate: Certificate | None = None
     loop: str = ""
+    sampling_epsilon: float | None = None
+    partitions: int = 1
     changed: int | None = None
     activity: ConflictActivity | None = None
     notes: tuple[str, ...] = ()
@@ -171,6 +175,8 @@ def found_by_selection(
         information=selection.information,
         certificate=certificate,
         loop=selection.loop,
+        sampling_epsilon=selection.sampling_epsilon,
+        partitions=selection.partitions,
         changed=changed,
         activity=activity,
         warnings=selection.warnings,
@@ -277,6 +283,8 @@ def build_record(
         stop_reason=found.stop_reason,
         summary=summary,
         loop=found.loop,
+        sampling_epsilon=found.sampling_epsilon,
+        partitions=found.partitions,
         timings=dict(timings),
         seed=config.seed,
         preset=config.preset,

@@ -9,7 +9,8 @@ from typing import Any
 
 from spice_select.config import RunConfig, load_config, to_yaml
 from spice_select.errors import ConfigError, OutputError, StoreError, StoreMismatch
-from spice_select.files import make_folder, remove_file, remove_tree, write_text
+from spice_select.files import Lock, make_folder, remove_file, remove_temporaries, remove_tree, write_text
+from spice_select.staging import LOCK, forget, recover
 
 # Settings that say how a result is reached and not what it is: a run may be taken up again with others. What a
 # comparison trains comes after all choices, and each training knows its own settings.
@@ -17,7 +18,7 @@ _NO_IDENTITY = {
     ("output", "folder"),
     ("training",),
     ("model", "device"),
-    ("selection", "loop"),
+    ("selection", "device"),
     ("schedule", "gram_bytes"),
     ("schedule", "tracker"),
     ("schedule", "keep_gram"),
@@ -95,6 +96,7 @@ class RunFolder:
         """
         if not self.path.is_dir():
             raise StoreError(f"There is no folder {self.path}; name the output of a run or of a collect.")
+        recover(self.path)
         if not self.config.is_file():
             raise StoreError(f"{self.path} holds no config.yaml; name the output of a run or of a collect.")
         return load_config(self.config)
@@ -105,6 +107,7 @@ class RunFolder:
         Raises:
             StoreError: There is none.
         """
+        recover(self.path)
         if not self.record.is_file():
             raise StoreError(f"{self.path} holds no finished selection; finish the run, or name another folder.")
 
@@ -129,6 +132,7 @@ class RunFolder:
             raise OutputError(f"The output {self.path} cannot be written (no permission on {existing}); name another.")
         if existing != self.path or not any(self.path.iterdir()):
             return
+        recover(self.path)
         if not self.config.is_file():
             if not self._only_ours():
                 raise OutputError(f"The output {self.path} holds files that no run has left; name a new folder.")
@@ -150,10 +154,21 @@ class RunFolder:
         make_folder(self.path)
         if overwrite:
             self.remove_results()
-        write_text(self.config, to_yaml(config))
+        content = to_yaml(config)
+        lock = Lock.try_acquire(self.path / LOCK)
+        try:
+            if lock is not None:
+                # Of runs that were killed at this very place; who holds the lock may still be at his.
+                remove_temporaries(self.path, self.config.name)
+            if not self.config.is_file() or self.config.read_bytes() != content.encode():
+                write_text(self.config, content)
+        finally:
+            if lock is not None:
+                lock.close()
 
     def remove_results(self) -> None:
         """Take a selection away, the record first: without it no other file counts as finished."""
+        forget(self.path)
         for path in (self.record, self.trace, self.report, self.card, self.path / "pool.parquet"):
             remove_file(path)
         if self.data.is_dir():
@@ -176,8 +191,12 @@ class RunFolder:
             )
 
     def _only_ours(self) -> bool:
-        names = {entry.name for entry in self.path.iterdir()}
-        return names <= {"gradients", "features", self.demo_rows.name}
+        """Whether all that is here may be of a run that was killed before it had written its configuration."""
+        ours = {"gradients", "features", self.demo_rows.name, LOCK}
+        return all(
+            entry.name in ours or (entry.name.startswith(".") and entry.name.endswith(".tmp"))
+            for entry in self.path.iterdir()
+        )
 
     def _refuse_other_settings(self, config: RunConfig, *, selection: bool) -> None:
         try:
@@ -208,6 +227,12 @@ def differences(
 ) -> list[tuple[str, Any, Any]]:
     """Settings in which two configurations differ, as (field, earlier, later), those without identity left out."""
     skip = {*_NO_IDENTITY, *ignored}
+    stochastic = {earlier.selection.loop == "stochastic", later.selection.loop == "stochastic"}
+    if stochastic == {False}:
+        skip |= {("selection", "sampling_epsilon")}
+    if len(stochastic) == 1:
+        # All other loops give the same picks.
+        skip |= {("selection", "loop")}
 
     def walk(old: Mapping[str, Any], new: Mapping[str, Any], path: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
         found: list[tuple[str, Any, Any]] = []

@@ -317,6 +317,8 @@ class SelectionRecord(Entry):
         stop_reason: Why the run ended.
         summary: Picks against pool, with the activity of the conflict penalty.
         loop: Loop that maximised the information; empty where the method maximises something else.
+        sampling_epsilon: Expected shortfall of the stochastic loop; None where every candidate was looked at.
+        partitions: Partitions of a first round; 1: there was none.
         timings: Seconds by stage.
         seed: Seed of the run.
         preset: Preset laid under the settings.
@@ -344,6 +346,8 @@ class SelectionRecord(Entry):
     stop_reason: str
     summary: Summary
     loop: str
+    sampling_epsilon: float | None = None
+    partitions: int = 1
     timings: dict[str, float] = {}
     seed: int = 0
     preset: str = ""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from spice_select.methods.base import Choice, Method, Need
+from spice_select.methods.base import Choice, Method, Need, Varies
 from spice_select.methods.inputs import Inputs
 from spice_select.selection import Selection, select
 
@@ -26,10 +26,18 @@ class InformationMethod(Method, ABC):
     """Normalisation of the gradient rows."""
     fisher: Literal["exact", "diag-logdet", "paper-diag", "released"] | None = None
     """Form of the information."""
-    loop: Literal["auto", "brute", "dense", "kernel", "lazy"] | None = None
-    """Loop; all give the same picks."""
+    loop: Literal["auto", "brute", "dense", "kernel", "lazy", "stochastic"] | None = None
+    """Loop; all give the same picks but ``stochastic``, where each is the best of a random sample."""
+    sampling_epsilon: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Expected shortfall of the stochastic loop."""
+    partitions: Annotated[int, Field(ge=1)] | None = None
+    """More than 1: rows are dealt to so many partitions, whose picks make up the pool of a second round."""
     per_token: bool | None = None
     """Compare scores divided by response tokens."""
+
+    def varying(self) -> Varies:
+        """Samples and partitions are drawn by the seed; nothing else is."""
+        return "draw" if self.loop == "stochastic" or (self.partitions or 1) > 1 else "no"
 
     def in_selection(self) -> dict[str, Any]:
         """Settings of the selection section that this method decides."""
@@ -68,6 +76,11 @@ def _select(inputs: Inputs, settings: dict[str, Any]) -> Selection:
         robust_stop=settings.get("robust_stop", False),
         fisher=settings.get("fisher", "exact"),
         loop=settings.get("loop", "auto"),
+        sampling_epsilon=settings.get("sampling_epsilon", 0.01),
+        partitions=settings.get("partitions", 1),
+        partition_map=inputs.partition_map,
+        seed=inputs.seed,
+        device=settings.get("device", "cpu"),
         lengths=inputs.response_tokens,
         per_token=settings.get("per_token", False),
         groups=None if inputs.quotas is None else inputs.labels,

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from spice_select.selection.budget import Budget
+from spice_select.selection.partition import PartitionMap
 from spice_select.selection.quotas import Groups, Limits
 from spice_select.selection.rows import Rows
 
@@ -119,6 +120,7 @@ class Inputs:
         equal: For every row the first one that is the same to the model: what is measured of both differs by rounding
             alone, as batches differ. None where that is not known.
         selection: Settings of the selection section, for the methods that maximise Fisher information.
+        partition_map: Where the partitions of a selection make their picks; here, one after another, where absent.
     """
 
     n: int
@@ -142,6 +144,7 @@ class Inputs:
     learner: Callable[[], Learner] | None = None
     equal: Int[np.ndarray, " n"] | None = None
     selection: Mapping[str, Any] = field(default_factory=dict)
+    partition_map: PartitionMap | None = None
 
     def settled(self, values: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n ..."]:
         """The values, those of equal rows made equal where they differ by rounding, so that such rows tie.

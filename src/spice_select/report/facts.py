@@ -41,6 +41,8 @@ def settings(record: SelectionRecord) -> list[tuple[str, str]]:
         *_objective(record),
         ("Preset", record.preset if record.maximised else ""),
         ("Loop", record.loop),
+        ("Samples", "" if record.sampling_epsilon is None else f"for a shortfall of {record.sampling_epsilon:g}"),
+        ("Partitions", number(record.partitions) if record.partitions > 1 else ""),
         ("Seed", str(record.seed)),
     ]
 

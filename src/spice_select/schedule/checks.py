@@ -36,6 +36,10 @@ def check_pools(config: RunConfig, reporter: Reporter) -> None:
         reporter.warn("gradients.lora is not used by pools, whose adapters are those of schedule.lora.")
     if selection.loop not in ("auto", "kernel"):
         reporter.warn(f"selection.loop '{selection.loop}' is not used by pools, which work on inner products.")
+    if selection.partitions > 1:
+        reporter.warn(f"selection.partitions {selection.partitions} is not used by pools.")
+    if selection.device != "cpu":
+        reporter.warn(f"selection.device '{selection.device}' is not used by pools, which work on inner products.")
     if config.schedule.tracker is not None:
         check_tracker(config.schedule.tracker)
 

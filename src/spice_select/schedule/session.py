@@ -291,7 +291,8 @@ def _identity(config: RunConfig, offer: Offer, base: Proxy) -> str:
         "dtype": str(base.dtype),
         "seed": config.seed,
         "schedule": config.schedule.model_dump(mode="json", exclude=_NO_IDENTITY),
-        "selection": config.selection.model_dump(mode="json", exclude={"loop", "exclude", "initial"}),
+        # Pools use none of the loops that sample, nor partitions.
+        "selection": config.selection.model_copy(update={"loop": "auto", "partitions": 1}).identity(),
         "gradients": config.gradients.model_dump(mode="json", include={"layers", "loss", "seed", "dim"}),
     }
     if config.schedule.scope == "full" and config.schedule.memory == "none":
