@@ -5,20 +5,32 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, Integer, UInt8
 
 from spice_select.data.status import Status
-from spice_select.errors import StoreError
+from spice_select.errors import StoreError, StoreMismatch
 from spice_select.gradients.manifest import Manifest, read_manifest
 from spice_select.gradients.shards import META_DTYPE, Shard, ShardFiles
 
 ABSENT = 255
 """Status of a row whose shard is not there, in a store that was opened with ``partial=True``."""
 
-# Each map holds a file open, and some systems allow 256 of them.
-_MOST_MAPS = 128
+
+def _most_maps() -> int:
+    """Shards mapped at a time: each map holds a file open, and some systems allow 256 of them."""
+    try:
+        import resource
+
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except (ImportError, OSError, ValueError):
+        allowed = 256
+    return 4096 if allowed < 0 else max(64, min(4096, allowed // 2))
+
+
+_MOST_MAPS = _most_maps()
 
 # Below this many rows, mostly of different shards, sorting them by shard costs more than it saves.
 _ONE_BY_ONE = 256
@@ -206,9 +218,28 @@ class GradientStore:
             self._maps.popitem(last=False)
         return mapped
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A store travels as its folder's name, and is opened again where it arrives."""
+        return _opened_again, (str(self.folder.absolute()), self.manifest.fingerprint, not self.complete)
+
     def __repr__(self) -> str:
         state = "" if self.complete else f", {len(self.missing)} shards missing"
         return f"GradientStore({str(self.folder)!r}, shape={self.shape}, dtype={self.manifest.store_dtype}{state})"
+
+
+def _opened_again(folder: str, fingerprint: str, partial: bool) -> GradientStore:
+    """A store that another process has opened before.
+
+    Raises:
+        StoreError, StoreCorrupt: As :meth:`GradientStore.open` raises them.
+        StoreMismatch: The folder holds another store by now.
+    """
+    store = GradientStore.open(folder, partial=partial)
+    if store.manifest.fingerprint != fingerprint:
+        raise StoreMismatch(
+            f"The gradient store {folder} was replaced while it was in use; run the same command again."
+        )
+    return store
 
 
 _FIELDS = {
