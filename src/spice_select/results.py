@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict
 from spice_select.analysis.activity import ConflictActivity
 from spice_select.analysis.certificate import Certificate
 from spice_select.analysis.record import MethodRecord, ScheduleRecord, SelectionRecord
-from spice_select.config import RunConfig
+from spice_select.config import RunConfig, to_yaml
 from spice_select.export.card import CardFacts
 from spice_select.export.dataset import write_dataset, write_pool
-from spice_select.files import remove_file
+from spice_select.files import write_text
 from spice_select.gradients.store import GradientStore
 from spice_select.methods.base import Choice
 from spice_select.pages import write_page
@@ -33,6 +33,7 @@ from spice_select.results_record import (
 from spice_select.run_folder import RunFolder
 from spice_select.selection import Selection
 from spice_select.selection.budget import Budget
+from spice_select.staging import staged
 
 __all__ = ["Measured", "RunResult", "StoreResult", "deliver", "deliver_choice", "settings_text", "versions"]
 
@@ -133,6 +134,8 @@ def deliver(
 ) -> RunResult:
     """Write the subset with its card and trace, the page, and last the record: its presence means that all is whole.
 
+    An earlier selection stays until all of it is written. The caller holds the run's lock.
+
     Args:
         config: The settings of the run.
         pool: Its rows.
@@ -215,25 +218,26 @@ def _write(
     record = build_record(
         config, pool, budget, measured, found, folder, clock.seconds, method=method, schedule=schedule
     )
-    folder.remove_results()
-    remove_file(folder.path / POOL_FILE)
     scores = None if choice is None else choice.pool_scores
-    with clock.stage("write"):
-        written = write_dataset(
-            folder.path,
-            pool.rows,
-            pool.schemas,
-            found.picked,
-            _card_facts(config, record, folder),
-            special_tokens=pool.tokenizer.all_special_tokens,
-        )
-        if choice is not None:
-            usable = measured.usable & ~excluded_rows(config, pool)
-            write_pool(folder.path / POOL_FILE, pool.source_labels, measured.lengths, usable, scores)
-    with clock.stage("report"):
-        write_page(folder, record, found.picked, config, pool, measured, pool_scores=scores)
-    record = record.model_copy(update={"timings": dict(clock.seconds), "notes": (*record.notes, *written.notes)})
-    record.write(folder.record)
+    with staged(folder.path) as place:
+        stage = RunFolder(place)
+        write_text(stage.config, to_yaml(config))
+        with clock.stage("write"):
+            written = write_dataset(
+                stage.path,
+                pool.rows,
+                pool.schemas,
+                found.picked,
+                _card_facts(config, record, folder),
+                special_tokens=pool.tokenizer.all_special_tokens,
+            )
+            if choice is not None:
+                usable = measured.usable & ~excluded_rows(config, pool)
+                write_pool(stage.path / POOL_FILE, pool.source_labels, measured.lengths, usable, scores)
+        with clock.stage("report"):
+            write_page(stage, record, found.picked, config, pool, measured, pool_scores=scores)
+        record = record.model_copy(update={"timings": dict(clock.seconds), "notes": (*record.notes, *written.notes)})
+        record.write(stage.record)
     return RunResult(folder, record)
 
 
