@@ -292,6 +292,11 @@ class Several(Sketch):
             part.add(factors)
 
     @override
+    def add_whole(self, layer: int, examples: Sequence[int], gradients: torch.Tensor) -> None:
+        for part in self.parts.values():
+            part.add_whole(layer, examples, gradients.clone())
+
+    @override
     def finish(self) -> torch.Tensor:
         return torch.cat([part.finish() for part in self.parts.values()], dim=1)
 
