@@ -11,7 +11,6 @@ from spice_select.analysis.activity import measure_activity
 from spice_select.analysis.certificate import Certificate, certify
 from spice_select.analysis.record import MethodRecord, PassRecord
 from spice_select.config import RunConfig, load_config
-from spice_select.cost import Cost, estimate, in_pools, with_warmup
 from spice_select.errors import ConfigError, StoreMismatch
 from spice_select.features.bench import Bench
 from spice_select.features.gather import foresee, gather
@@ -19,8 +18,7 @@ from spice_select.files import Lock, make_folder
 from spice_select.gradients.crew import Workers
 from spice_select.gradients.precondition import check_precondition
 from spice_select.gradients.store import GradientStore
-from spice_select.measuring import Measuring, gradient_engine
-from spice_select.method_cost import of_method
+from spice_select.measuring import Measuring
 from spice_select.methods import Choice, Inputs, Method, Need
 from spice_select.online import run_pools
 from spice_select.paths import with_whole_paths
@@ -38,8 +36,7 @@ from spice_select.results import Measured, RunResult, StoreResult, deliver, deli
 from spice_select.run_folder import RunFolder
 from spice_select.schedule.checks import check_pools, check_warmup
 from spice_select.schedule.ranks import Ranks, joined
-from spice_select.schedule.session import learning_engine
-from spice_select.schedule.warmup import WarmUp, wanted, warm_record, warmup_rows
+from spice_select.schedule.warmup import WarmUp, warm_record
 from spice_select.selection import Selection
 from spice_select.selection.budget import Budget
 
@@ -195,35 +192,6 @@ def select_from(
     bench = Measuring(config, pool, folder, Ranks(), reporter, clock).bench
     inputs = gather(chosen, bench, resolved, store, seed=config.seed)
     return _choose(config, pool, resolved, chosen, inputs, store, bench, folder)
-
-
-def dry_run(config: RunConfig, reporter: Reporter, *, selection: bool = True) -> Cost:
-    """Measure a few batches of this very model and data and say what the whole would cost; nothing is written."""
-    require_named(config, output=False)
-    config, method = chosen_method(config)
-    if selection:
-        require_budget(config, method)
-    if config.output.folder:
-        RunFolder(config.output.folder).check(config, overwrite=True, selection=selection)
-    pools = config.schedule.kind == "pools"
-    if pools:
-        check_pools(config, reporter)
-    else:
-        check_warmup(config)
-    pool = read_pool(config, reporter, Clock())
-    picks = check_selection(config, pool, everything=not method.takes_budget).rows if selection else 0
-    if pools:
-        engine = learning_engine(config, Ranks(), reporter, Clock())
-    else:
-        engine = gradient_engine(config, Ranks(), reporter, Clock())
-    reporter.stage("Measuring a few batches")
-    cost = estimate(engine, pool.encoded, config, picks=picks)
-    drawn = warmup_rows(pool.encoded.usable, config.schedule, config.seed) if wanted(config.schedule) else []
-    trained = int(pool.encoded.lengths[drawn].sum()) if len(drawn) else 0
-    if pools:
-        return in_pools(cost, config, trained)
-    warm = with_warmup(cost, trained)
-    return of_method(warm, method, engine, pool.encoded, config) if selection else warm
 
 
 def _choose(

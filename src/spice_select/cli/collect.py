@@ -21,13 +21,15 @@ def collect(
     workers: o.Workers = None,
     address: o.Address = None,
     dry_run: o.DryRun = False,
+    at_rows: o.AtRows = None,
+    at_machines: o.AtMachines = None,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Measure the gradient of every row and keep them in OUTPUT/gradients, for `spice-select select OUTPUT`."""
-    from spice_select import pipeline
+    from spice_select import pipeline, pricing
 
     o.refuse_both(resume, overwrite)
     settings = o.settings(
@@ -43,8 +45,10 @@ def collect(
     )
     with ConsoleReporter(quiet=quiet or as_json) as reporter:
         if dry_run:
-            show_cost(pipeline.dry_run(settings, reporter, selection=False), as_json=as_json)
+            size = o.fleet(engine, workers, address, at_machines)
+            show_cost(pricing.dry_run(settings, reporter, selection=False, rows=at_rows, fleet=size), as_json=as_json)
             return
+        o.warn_unused(reporter, at_rows, at_machines)
         with o.crew(engine, workers, address) as crew:
             store = pipeline.collect(settings, reporter, overwrite=overwrite, workers=crew)
         if store is not None:

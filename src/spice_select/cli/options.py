@@ -15,7 +15,9 @@ from spice_select.errors import ConfigError
 from spice_select.paths import with_whole_paths
 
 if TYPE_CHECKING:
+    from spice_select.cost.collecting import Fleet
     from spice_select.distributed.crew import RayCrew
+    from spice_select.reporter import Reporter
 
 Data = Annotated[
     list[str] | None,
@@ -78,6 +80,13 @@ Address = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Measure a few batches and print the cost of the whole; write nothing.")
 ]
+AtRows = Annotated[
+    int | None, typer.Option("--at-rows", help="With --dry-run: price this many rows, of lengths as those given.")
+]
+AtMachines = Annotated[
+    int | None,
+    typer.Option("--at-machines", help="With --dry-run: price workers on this many machines like this one."),
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Take up what an interrupted run has left; this is the default.")
 ]
@@ -94,6 +103,30 @@ def refuse_both(resume: bool, overwrite: bool) -> None:
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite cannot go together; leave one of them out.")
+
+
+def warn_unused(reporter: Reporter, at_rows: int | None, at_machines: int | None) -> None:
+    """Say which sizes have no effect, as nothing is priced."""
+    for name, value in (("--at-rows", at_rows), ("--at-machines", at_machines)):
+        if value is not None:
+            reporter.warn(f"{name} {value} has no effect without --dry-run.")
+
+
+def fleet(engine: str, workers: int | None, address: str | None, machines: int | None) -> Fleet:
+    """Who shares a collect that is priced.
+
+    Raises:
+        ConfigError: Options that do not go together.
+    """
+    from spice_select.cost.collecting import Fleet
+
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"--engine cannot be '{engine}'; use local or ray.")
+    if engine == "local" and address is not None:
+        raise ConfigError(f"--address {address} goes with --engine ray; add that, or leave --address out.")
+    if address is not None and machines is None:
+        raise ConfigError(f"--address {address} does not tell how many machines are priced; add --at-machines.")
+    return Fleet.of(workers, machines, ray=engine == "ray")
 
 
 @contextmanager

@@ -25,6 +25,8 @@ def run(
     workers: o.Workers = None,
     address: o.Address = None,
     dry_run: o.DryRun = False,
+    at_rows: o.AtRows = None,
+    at_machines: o.AtMachines = None,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
     as_json: o.Json = False,
@@ -34,7 +36,7 @@ def run(
 
     A run that was cut off goes on where it stopped when the same command is given again.
     """
-    from spice_select import pipeline
+    from spice_select import pipeline, pricing
 
     o.refuse_both(resume, overwrite)
     settings = o.settings(
@@ -54,8 +56,10 @@ def run(
     )
     with ConsoleReporter(quiet=quiet or as_json) as reporter:
         if dry_run:
-            show_cost(pipeline.dry_run(settings, reporter), as_json=as_json)
+            size = o.fleet(engine, workers, address, at_machines)
+            show_cost(pricing.dry_run(settings, reporter, rows=at_rows, fleet=size), as_json=as_json)
             return
+        o.warn_unused(reporter, at_rows, at_machines)
         with o.crew(engine, workers, address) as crew:
             result = pipeline.run(settings, reporter, overwrite=overwrite, workers=crew)
         if result is not None:

@@ -37,35 +37,71 @@ def show_cost(cost: Cost, *, as_json: bool) -> None:
     if as_json:
         typer.echo(cost.model_dump_json())
         return
-    typer.echo("Predicted cost on this machine; nothing was written.")
-    gathers = cost.gradient_seconds > 0
+    where = "this machine" if cost.machines == 1 else f"{cost.machines:,} machines like this one"
+    with_workers = f", by {cost.workers:,} workers" if cost.workers > 1 else ""
+    typer.echo(f"Predicted cost on {where}{with_workers}; nothing was written.")
+    for name, value in _cost_lines(cost).items():
+        typer.echo(f"  {name:<16} {value}")
+    if cost.disk_bytes + cost.result_bytes > cost.disk_free_bytes:
+        what = "gradients do" if cost.kept else "inner products do"
+        typer.echo(f"warning: the {what} not fit on this disk; name another output folder.", err=True)
+
+
+def _cost_lines(cost: Cost) -> dict[str, str]:
+    """What is told of a cost, by name; parts that there are none of are left out."""
+    rows = f"{cost.examples:,} ({cost.usable:,} usable, {cost.picks:,} would be chosen)"
+    if cost.rows_read != cost.examples:
+        rows += f", of lengths as those of the {cost.rows_read:,} rows read"
     lines = {
-        "examples": f"{cost.examples:,} ({cost.usable:,} usable, {cost.picks:,} would be chosen)",
+        "examples": rows,
         "tokens": f"{cost.tokens:,} ({cost.response_tokens:,} in responses)",
-        **(
-            {
-                "compute": f"{cost.flops / 1e12:,.1f} TFLOP",
-                "gradients": f"{duration(cost.gradient_seconds)} at {cost.measured_tokens_per_second:,.0f} tokens/s, "
-                f"measured on {cost.measured_batches} batches",
-            }
-            if gathers
-            else {"gradients": f"none of the proxy as it is, as method {cost.method} needs none"}
-        ),
-        **({"other passes": duration(cost.measuring_seconds)} if cost.measuring_seconds else {}),
-        **({"selection": duration(cost.selection_seconds)} if cost.selection_seconds else {}),
-        **({"training": duration(cost.training_seconds)} if cost.training_seconds else {}),
-        "disk": f"{size(cost.disk_bytes)} ({size(cost.disk_free_bytes)} free)"
-        if cost.kept and not gathers
-        else f"{size(cost.disk_bytes)} for gradients of {cost.gradient_dim:,} numbers "
-        f"({size(cost.disk_free_bytes)} free)"
-        if cost.kept
-        else f"{size(cost.disk_bytes)} for inner products ({size(cost.disk_free_bytes)} free)",
-        **({"peak memory": size(cost.peak_memory_bytes)} if cost.peak_memory_bytes else {}),
     }
-    for name, value in lines.items():
-        typer.echo(f"  {name:<12} {value}")
-    if cost.disk_bytes > cost.disk_free_bytes:
-        typer.echo("warning: the gradients do not fit on this disk; name another output folder.", err=True)
+    if cost.gradient_seconds:
+        lines["compute"] = f"{cost.flops / 1e12:,.1f} TFLOP"
+        lines["gradients"] = (
+            f"{duration(cost.gradient_seconds)} at {cost.measured_tokens_per_second:,.0f} tokens/s, "
+            f"measured on {cost.measured_batches} batches"
+        )
+    else:
+        lines["gradients"] = f"none of the proxy as it is, as method {cost.method} needs none"
+    for name, seconds in (("other passes", cost.measuring_seconds), ("training", cost.training_seconds)):
+        if seconds:
+            lines[name] = duration(seconds)
+    if cost.selection_seconds:
+        parts = {
+            "to pick": cost.selection_seconds,
+            "again without penalty": cost.penalty_seconds,
+            "certificate and conflicts": cost.certificate_seconds + cost.activity_seconds,
+        }
+        told = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
+        two_rounds = f", in {cost.partitions:,} partitions" if cost.partitions > 1 else ""
+        lines["selection"] = f"{duration(sum(parts.values()))} ({told}){two_rounds}"
+    if cost.picks:
+        lines["results"] = duration(cost.result_seconds)
+    lines["in all"] = duration(cost.collect_seconds + cost.select_seconds)
+    free = f"({size(cost.disk_free_bytes)} free)"
+    if not cost.kept:
+        lines["disk"] = f"{size(cost.disk_bytes)} for inner products {free}"
+    elif cost.gradient_seconds:
+        lines["disk"] = f"{size(cost.disk_bytes)} for gradients of {cost.gradient_dim:,} numbers {free}"
+    else:
+        lines["disk"] = f"{size(cost.disk_bytes)} {free}"
+    if cost.result_bytes:
+        lines["disk"] += f", {size(cost.result_bytes)} for the results"
+    each = f" in each of {cost.workers:,} processes" if cost.workers > 1 else ""
+    if cost.collect_memory_bytes:
+        lines["memory"] = f"{size(cost.collect_memory_bytes)} to collect{each}"
+        if cost.select_memory_bytes:
+            lines["memory"] += f", {size(cost.select_memory_bytes)} to select, mapped files aside"
+        if cost.device_memory_bytes:
+            lines["GPU memory"] = size(cost.device_memory_bytes)
+    lines["network"] = (
+        "none, as all of it is on one machine"
+        if cost.machines == 1
+        else f"{size(cost.collect_network_bytes)} to collect: weights and rows to the machines, gradients to shared "
+        "storage" + (f"; {size(cost.select_network_bytes)} to select" if cost.select_network_bytes else "")
+    )
+    return lines
 
 
 def duration(seconds: float) -> str:

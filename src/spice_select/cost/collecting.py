@@ -11,12 +11,15 @@ from jaxtyping import Float, Int
 
 from spice_select.cost.machine import Clock, cores
 from spice_select.data.encoded import Encoded
+from spice_select.errors import ConfigError
 from spice_select.gradients.batches import plan_batches
 from spice_select.gradients.capture import GradientEngine
 from spice_select.gradients.proxy import Proxy
 from spice_select.gradients.shards import META_DTYPE, plan_shards
 from spice_select.metering import metered, own_memory
 
+MOST_ON_A_MACHINE = 4
+"""Workers that Ray starts on a machine without GPUs at most, unless told."""
 MEASURED_BATCHES = 8
 MEASURED_TOKENS = 1024
 """Tokens of a measured batch at most: enough for the speed of a full one, at a fraction of its time."""
@@ -39,6 +42,24 @@ class Fleet:
 
     workers: int = 1
     machines: int = 1
+
+    @classmethod
+    def of(cls, workers: int | None = None, machines: int | None = None, *, ray: bool = False) -> Fleet:
+        """What was asked for: one worker a machine where nothing is said, or as many as Ray would start here.
+
+        Raises:
+            ConfigError: Numbers that cannot be.
+        """
+        for name, value in (("--workers", workers), ("--at-machines", machines)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} cannot be {value}; give at least 1.")
+        machines = machines or 1
+        if workers is None:
+            gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            workers = machines * ((gpus or min(cores(), MOST_ON_A_MACHINE)) if ray else 1)
+        if workers < machines:
+            raise ConfigError(f"--workers {workers} cannot be on {machines} machines; give one for each at least.")
+        return cls(workers, machines)
 
     @property
     def speedup(self) -> float:

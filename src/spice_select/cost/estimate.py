@@ -36,6 +36,7 @@ from spice_select.data.encoded import Encoded
 from spice_select.gradients.capture import GradientEngine
 from spice_select.gradients.store import estimated_bytes
 
+_READING = ("rows", "encode", "contamination")
 PAGE_BYTES = 400_000
 PAGE_PICK_BYTES = 200
 PAGE_SECONDS = 2.5
@@ -50,12 +51,14 @@ class Scale:
         rows: Rows in all, of lengths as those at hand; None: those at hand.
         fleet: Who shares the collect.
         seconds: Seconds by stage that reading the rows at hand and loading the proxy took.
+        again: Seconds by stage of reading them once more, which is what as many further rows take.
         source_bytes: Size of the rows at hand as files.
     """
 
     rows: int | None = None
     fleet: Fleet = field(default_factory=Fleet)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    again: Mapping[str, float] = field(default_factory=dict)
     source_bytes: int = 0
 
 
@@ -99,7 +102,7 @@ def estimate(
     tokens, labels = float(lengths.sum()) * ratio, float(encoded.response_tokens[encoded.usable].sum()) * ratio
     weights = model_bytes(engine.proxy)
     others = scale.fleet.machines - 1
-    reading = sum(scale.seconds.get(stage, 0.0) for stage in ("rows", "encode", "contamination"))
+    first, again = (sum(seconds.get(x, 0.0) for x in _READING) for seconds in (scale.seconds, scale.again))
     per_row = row_bytes(encoded) + scale.source_bytes // max(1, len(encoded))
     cost = Cost(
         examples=rows,
@@ -123,7 +126,7 @@ def estimate(
         collect_network_bytes=round(
             others * (weights + scale.source_bytes * ratio) + disk * others / scale.fleet.machines
         ),
-        reading_seconds=reading * ratio,
+        reading_seconds=max(0.0, first + (again or first) * (ratio - 1)),
         loading_seconds=scale.seconds.get("model", 0.0),
         gradient_seconds=(alone + writing) * scale.fleet.share(shards),
         measured_batches=speed.batches,
