@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Float32, Int64, Integer, UInt8
 
 from spice_select.data.status import Status
 from spice_select.errors import StoreError, StoreMismatch
+from spice_select.gradients.equals import first_of_equal
 from spice_select.gradients.manifest import Manifest, read_manifest
 from spice_select.gradients.shards import META_DTYPE, Shard, ShardFiles
 
@@ -42,6 +43,9 @@ class GradientStore:
     Built by :meth:`open`. The records beside the rows are read at once; the rows stay on disk until asked for. A row
     that was left out (no response, contamination, a gradient that isn't finite) is a row of zeros.
 
+    Examples of the same tokens, which differ by the rounding of the batches that they were measured in, all have the
+    numbers of the first of them, so that they tie in whatever is done with them.
+
     Attributes:
         folder: Where the store is.
         manifest: What it holds.
@@ -53,6 +57,7 @@ class GradientStore:
         norms: Norm of each stored row, ``[n]``.
         statuses: :class:`~spice_select.data.status.Status` of each example, ``[n]``.
         usable: Rows that have a gradient, ``[n]``.
+        first_of_equal: For every usable row the first one of the same tokens; any other row stands for itself, ``[n]``.
     """
 
     digests: UInt8[np.ndarray, "n 32"]
@@ -62,6 +67,7 @@ class GradientStore:
     norms: Float32[np.ndarray, " n"]
     statuses: UInt8[np.ndarray, " n"]
     usable: Bool[np.ndarray, " n"]
+    first_of_equal: Int64[np.ndarray, " n"]
 
     def __init__(self, folder: Path, manifest: Manifest, files: ShardFiles, missing: tuple[Shard, ...]) -> None:
         self.folder = folder
@@ -74,12 +80,16 @@ class GradientStore:
         for shard in files.plan:
             if shard.number not in self.missing:
                 meta[shard.start : shard.stop] = files.read_meta(shard)
+        self.usable = np.isin(meta["status"], (Status.OK, Status.TRUNCATED))
+        self.first_of_equal = first_of_equal(meta["digest"], self.usable)
+        self._copies = np.flatnonzero(self.first_of_equal != np.arange(manifest.rows))
+        for field in ("loss", "squared_norm", "norm"):
+            meta[field][self._copies] = meta[field][self.first_of_equal[self._copies]]
+        self.usable.flags.writeable = self.first_of_equal.flags.writeable = False
         for name, field in _FIELDS.items():
             column = np.ascontiguousarray(meta[field])
             column.flags.writeable = False
             setattr(self, name, column)
-        self.usable = np.isin(self.statuses, (Status.OK, Status.TRUNCATED))
-        self.usable.flags.writeable = False
 
     @classmethod
     def open(cls, folder: str | Path, verify: bool = False, *, partial: bool = False) -> GradientStore:
@@ -147,6 +157,10 @@ class GradientStore:
         if wanted.min() < 0 or wanted.max() >= len(self):
             outside = wanted[(wanted < 0) | (wanted >= len(self))][0]
             raise IndexError(f"Row {outside} is not in the gradient store {self.folder}, which has {len(self)} rows.")
+        return self._scaled(self._read(self.first_of_equal[wanted]), wanted)
+
+    def _read(self, wanted: Integer[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
+        """Rows as their own shards hold them."""
         shards, within = np.divmod(wanted, self.manifest.shard_rows)
         out = np.empty((len(wanted), self.dim), np.float32)
         if len(wanted) <= _ONE_BY_ONE and len(self._files.plan) <= _MOST_MAPS:
@@ -159,7 +173,7 @@ class GradientStore:
                 places = order[begin:end]
                 out[places] = self._map(int(shards[places[0]]))[within[places]]
                 begin = end
-        return self._scaled(out, wanted)
+        return out
 
     def blocks(self, size: int) -> Iterator[tuple[int, Float32[np.ndarray, "b d"]]]:
         """Read all rows in order, a block at a time.
@@ -184,6 +198,9 @@ class GradientStore:
                 if low >= high:
                     break
                 out[low - start : high - start] = self._map(shard.number)[low - shard.start : high - shard.start]
+            copies = self._copies[slice(*np.searchsorted(self._copies, (start, stop)))]
+            if len(copies):
+                out[copies - start] = self._read(self.first_of_equal[copies])
             yield start, self._scaled(out, slice(start, stop))
 
     def verify(self) -> None:
