@@ -101,6 +101,7 @@ def run(
         with ranks.together():
             if ranks.main:
                 inputs = gather(method, measuring.bench, budget, store, seed=config.seed)
+                inputs = _shared_out(inputs, config, workers, reporter)
                 result = _choose(config, pool, budget, method, inputs, store, measuring.bench, folder, warm)
         return result
 
@@ -139,6 +140,7 @@ def select_from(
     overrides: Sequence[str] = (),
     preset: str | None = None,
     overwrite: bool = False,
+    workers: Workers | None = None,
 ) -> RunResult:
     """Select from the gradients that a run or a collect has left.
 
@@ -150,6 +152,7 @@ def select_from(
         overrides: ``section.key=value`` settings of the selection.
         preset: Preset of the selection.
         overwrite: Replace an earlier selection; gradients are never touched.
+        workers: Other processes, which take the partitions of ``selection.partitions``.
 
     Raises:
         ConfigError: A setting that does not fit, or belongs to the gradients and would need a new collect.
@@ -191,6 +194,7 @@ def select_from(
     resolved = check_selection(config, pool, everything=not chosen.takes_budget)
     bench = Measuring(config, pool, folder, Ranks(), reporter, clock).bench
     inputs = gather(chosen, bench, resolved, store, seed=config.seed)
+    inputs = _shared_out(inputs, config, workers, reporter)
     return _choose(config, pool, resolved, chosen, inputs, store, bench, folder)
 
 
@@ -322,6 +326,16 @@ def _begin(workers: Workers | None, config: RunConfig, method: Method, reporter:
         workers.begin(config)
     else:
         reporter.warn(f"Method '{method.name}' needs no gradients, so that --engine ray has nothing to share out.")
+
+
+def _shared_out(inputs: Inputs, config: RunConfig, workers: Workers | None, reporter: Reporter) -> Inputs:
+    """The same, with the partitions of the selection at the workers."""
+    if workers is None:
+        return inputs
+    if config.selection.partitions == 1:
+        reporter.note("One greedy is made by this process alone; --partitions shares it out.")
+        return inputs
+    return replace(inputs, partition_map=workers.mapper(config))
 
 
 def _certify(

@@ -77,6 +77,13 @@ Address = Annotated[
         "--address", help="Ray cluster to work on (auto, or HOST:PORT), instead of one on this machine alone."
     ),
 ]
+Partitions = Annotated[
+    int | None,
+    typer.Option(
+        "--partitions",
+        help="Deal the rows to this many partitions, each greedy by itself, and choose from the picks of all.",
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Measure a few batches and print the cost of the whole; write nothing.")
 ]

@@ -16,6 +16,10 @@ def select(
     budget: o.Budget = None,
     output: o.Output = None,
     method: o.Method = None,
+    partitions: o.Partitions = None,
+    engine: o.Engine = "local",
+    workers: o.Workers = None,
+    address: o.Address = None,
     overrides: o.Set = None,
     preset: o.Preset = None,
     overwrite: o.Overwrite = False,
@@ -28,14 +32,17 @@ def select(
     """
     from spice_select import pipeline
 
-    with ConsoleReporter(quiet=quiet or as_json) as reporter:
+    named = {"method.name": method, "selection.partitions": partitions}
+    given = [f"{name}={value}" for name, value in named.items() if value is not None]
+    with ConsoleReporter(quiet=quiet or as_json) as reporter, o.crew(engine, workers, address) as crew:
         result = pipeline.select_from(
             folder,
             reporter,
             budget=budget,
             output=output,
-            overrides=[*([] if method is None else [f"method.name={method}"]), *(overrides or [])],
+            overrides=[*given, *(overrides or [])],
             preset=preset,
             overwrite=overwrite,
+            workers=crew,
         )
         show_result(result, as_json=as_json)

@@ -97,11 +97,12 @@ class Cluster:
         self._own = False
         self._folder: str | None = None
 
-    def start(self, device: str) -> Shape:
+    def start(self, device: str, setting: str) -> Shape:
         """Start the cluster, or connect to it.
 
         Args:
-            device: As ``model.device``.
+            device: Where the workers compute: ``auto``, ``cpu``, ``cuda`` or another.
+            setting: What names it.
 
         Raises:
             ConfigError: More workers than GPUs, or a device by number.
@@ -109,13 +110,13 @@ class Cluster:
         """
         if device.startswith("cuda:"):
             raise ConfigError(
-                f"Setting 'model.device' cannot be '{device}' with --engine ray, which gives each worker a GPU; set it "
-                "to cuda."
+                f"Setting '{setting}' cannot be '{device}' with --engine ray, which gives each worker a GPU; set it to "
+                "cuda."
             )
         if not self.ray.is_initialized():
             self._connect()
             self._own = True
-        return self._shape(device)
+        return self._shape(device, setting)
 
     def stop(self) -> None:
         """End what :meth:`start` has started; a second call does nothing."""
@@ -179,13 +180,13 @@ class Cluster:
             "_node_ip_address": "127.0.0.1",
         }
 
-    def _shape(self, device: str) -> Shape:
+    def _shape(self, device: str, setting: str) -> Shape:
         there = self.ray.cluster_resources()
         gpus = int(there.get("GPU", 0)) if device in ("auto", "cuda") else 0
         if gpus and self._workers is not None and self._workers > gpus:
             raise ConfigError(
                 f"--workers cannot be {self._workers}, as each takes a GPU and there {'is' if gpus == 1 else 'are'} "
-                f"{gpus}; give fewer, or set model.device to cpu."
+                f"{gpus}; give fewer, or set {setting} to cpu."
             )
         asked = os.environ.get("OMP_NUM_THREADS", "")
         set_threads = int(asked) if asked.isdecimal() and int(asked) > 0 else None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from spice_select.config import RunConfig
 from spice_select.distributed.cluster import Cluster, Shape
 from spice_select.distributed.messages import Failed, Order, Said
+from spice_select.distributed.parts import each_part
 from spice_select.distributed.worker import Worker
 from spice_select.errors import ModelError, ResourceError, retold
 from spice_select.gradients.crew import Heard, Job, Opened
@@ -33,6 +36,7 @@ class _Member:
     Attributes:
         number: Counts all workers there have been.
         actor: Ray's handle.
+        process: Its number on its machine, asked for.
         waiting: What it was asked for: to open the proxy, or the stream of a shard's news.
         opened: It has the proxy.
         shard: The shard in hand.
@@ -41,7 +45,8 @@ class _Member:
 
     number: int
     actor: Any
-    waiting: Any
+    process: Any
+    waiting: Any = None
     opened: bool = False
     shard: Shard | None = None
     advanced: int = 0
@@ -112,7 +117,7 @@ class RayCrew:
             ResourceError: The cluster cannot be started or reached.
         """
         if self._shape is None:
-            self._shape = self._cluster.start(config.model.device)
+            self._shape = self._cluster.start(config.model.device, "model.device")
         while len(self._members) < self._shape.workers:
             self._hire()
 
@@ -156,6 +161,15 @@ class RayCrew:
         if self._cluster.remote:
             _see(job)
 
+    def mapper(self, config: RunConfig) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]:
+        """What applies a function to the partitions of a selection, each at a worker of its own.
+
+        Raises:
+            ConfigError, ResourceError: As :meth:`begin` raises them.
+        """
+        shape = self._cluster.start(config.selection.device, "selection.device")
+        return partial(each_part, self._cluster, shape)
+
     def state(self) -> str:
         """Workers at work, and those lost."""
         alive = sum(member.opened for member in self._members)
@@ -163,8 +177,8 @@ class RayCrew:
         return f"{alive} worker{'' if alive == 1 else 's'}{lost}"
 
     def processes(self) -> list[int]:
-        """Process numbers of the workers, each on its own machine."""
-        return self._ray.get([member.actor.process.remote() for member in self._members])
+        """Process numbers of the workers that are there, each on its own machine."""
+        return self._ray.get([member.process for member in self._members])
 
     def _hire(self) -> None:
         assert self._shape is not None
@@ -177,7 +191,7 @@ class RayCrew:
             max_restarts=0,
             max_task_retries=0,
         ).remote(self._cluster.environment(), self._shape.threads)
-        member = _Member(self._started, actor, None)
+        member = _Member(self._started, actor, actor.process.remote())
         self._members.append(member)
         if self._asked is not None:
             self._send_open(member)

@@ -77,7 +77,7 @@ class Worker:
                 warnings=tuple(listening.warnings),
             )
         except Exception as error:
-            return _failed(error)
+            return failed(error)
 
     def measure(self, order: Order) -> Iterator[Said | Failed]:
         """Compute a shard, with news twice a second; the last says how it ended."""
@@ -103,7 +103,7 @@ class Worker:
             sentences = (*self._news(), *listening.warnings)
             yield Said(examples, tokens, sentences, done, busy=done is None)
         except Exception as error:
-            yield _failed(error)
+            yield failed(error)
 
     def _worker(self, order: Order) -> ShardWorker:
         from spice_select.gradients.shard_work import ShardWorker
@@ -130,7 +130,7 @@ def _copied(part: Encoded) -> Encoded:
     return replace(part, **arrays)
 
 
-def _failed(error: Exception) -> Failed:
+def failed(error: Exception) -> Failed:
     """What the user is told.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -122,6 +122,15 @@ class Workers(Crew, Protocol):
         Raises:
             SpiceError: As opening it in this process raises them.
             ResourceError: No worker stays alive.
+        """
+        ...
+
+    def mapper(self, config: RunConfig) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]:
+        """What applies a function to the partitions of a selection, elsewhere.
+
+        Raises:
+            ConfigError: A setting that does not go with them.
+            ResourceError: They cannot be started.
         """
         ...
 
