@@ -269,3 +269,36 @@ def test_updates_that_wait_count(dim, sizes, seed):
     exact = np.einsum("ij,jk,ik->i", units.astype(np.float64), plain, units.astype(np.float64))
     assert np.max(np.abs(matrix.screening_forms(units) - exact)) < SCREENING_ERROR
     assert len(narrow_first) == dim
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 30), st.integers(1, 60), st.floats(0.001, 1000.0), st.integers(0, 2**31))
+def test_no_eigenvalue_exceeds_the_largest(dim, picks, alpha, seed):
+    """The inverse of a growing information: the proven bound is one, and close where the largest stands out."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(picks, dim)) * np.exp(rng.normal(size=(picks, 1)))
+    information = LogDet(alpha, dim, largest_inverse=0)
+    for row in rows:
+        information.add(row)
+    matrix = Symmetric(information.vectors(0))
+    exact = float(np.linalg.eigvalsh(np.linalg.inv(np.eye(dim) + alpha * rows.T @ rows))[-1])
+    found = matrix.largest()
+    assert exact - 1e-9 <= found <= 1.0
+    assert found <= 2.1 * exact + 1e-9 or found == 1.0
+
+
+def test_bounds_are_brought_down_and_stay_bounds():
+    g = clustered(3000, 16)
+    pool = Pool(ArrayRows(g))
+    information = LogDet(1.0, 16)
+    limits = Limits(np.ones(3000, bool), Budget(300))
+    engine = Stochastic(pool, information, Conflict(16), Score(), limits.eligible, 30, seed=1)
+    trace = run_greedy(engine, limits, StopRule())
+    ending = engine.ending()
+    wide = g.astype(np.float64)
+    members = wide[trace.indices[:-1]]
+    inverse = np.linalg.inv(np.eye(16) + members.T @ members)
+    exact = np.einsum("ij,jk,ik->i", wide, inverse, wide)
+    assert np.all(ending.potentials >= exact * (1 - 1e-9))
+    # Most rows were drawn never or long ago, and yet are known to be worth a fraction of what they were at first.
+    assert np.median(ending.potentials / pool.squared_norms) < 0.05

@@ -171,6 +171,7 @@ class BlockedLazy:
         self._flush()
         live = self._offset == 0.0
         self._known.write_back(self._ids[live], self._active_potentials[live])
+        self._known.tighten()
         count = int(np.count_nonzero(self._known.values > -np.inf))
         if self._picks > PICKS_BEFORE_SHRINKING and self._size > self._usual:
             self._size = max(self._usual, self._size // 2)

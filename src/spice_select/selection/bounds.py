@@ -17,6 +17,8 @@ from spice_select.selection.symmetric import SCREENING_ERROR
 
 NEVER = -(1 << 62)
 """Step at which a row was last measured exactly, where only a bound is known."""
+TIGHTEN_EVERY = 1.2
+"""Growth of the picks between two looks at the largest eigenvalue."""
 
 
 class Bounds:
@@ -51,10 +53,27 @@ class Bounds:
         bounds = score.bound(slice(None), information.gains(self.potentials), conflict.fixed)
         self.values = np.where(candidates, bounds, -np.inf)
         self.work = 0.0
+        self._squared_norms = pool.squared_norms
+        self._next_tightening = information.dim
 
     def close(self, indices: Int[np.ndarray, " m"]) -> None:
         """Take rows out of the candidates."""
         self.values[indices] = -np.inf
+
+    def tighten(self) -> None:
+        """Bring bounds down by the largest eigenvalue of the inverse, q <= that times |g|^2, now and then.
+
+        Once every direction is known to some degree this settles at no cost most rows that were never looked at.
+        """
+        information = self._information
+        if information.matrix is None or information.size < self._next_tightening:
+            return
+        self._next_tightening = int(TIGHTEN_EVERY * information.size) + 1
+        bounds = information.matrix.largest() * self._squared_norms
+        self.work += float(information.dim) ** 3
+        lower = np.flatnonzero((bounds < self.potentials) & (self.values > -np.inf))
+        self.write_back(lower, bounds[lower])
+        self._seen[lower] = NEVER
 
     def current(self, ids: Int[np.ndarray, " m"]) -> bool:
         """Whether every one of these rows was measured at this very step."""

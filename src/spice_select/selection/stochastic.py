@@ -75,6 +75,7 @@ class Stochastic:
         """The best row of a new sample; of all candidates where they are no more than that."""
         if self._count == 0:
             return None
+        self._known.tighten()
         drawn = self._candidates[: self._count]
         if self._sample < self._count:
             drawn = drawn[self._random.choice(self._count, self._sample, replace=False, shuffle=False)]
