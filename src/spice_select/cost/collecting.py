@@ -27,6 +27,10 @@ MEASURING_SECONDS = 60.0
 _ENOUGH_SECONDS = 4.0
 _ROUNDS = 3
 _DRAWN_SHARDS = 8
+ALLOCATOR_BYTES = 32 << 20
+"""Memory between batches of other shapes that was freed and is not given back."""
+_SHARD_BYTES = 128 + 256 + 350
+_MANIFEST_BYTES = 1500
 _WRITTEN_BYTES = 16 << 20
 """Bytes that numpy writes of an array at a time."""
 
@@ -200,7 +204,14 @@ def collect_bytes(speed: Speed, dim: int, itemsize: int, shard_rows: int, rows: 
     """
     shard = min(shard_rows, rows)
     buffer = shard * (dim * itemsize + META_DTYPE.itemsize) + min(shard * dim * itemsize, _WRITTEN_BYTES)
-    return speed.held_bytes + speed.growth_bytes + buffer + more_rows * row + 2 * META_DTYPE.itemsize * rows
+    kept = speed.held_bytes + speed.growth_bytes + ALLOCATOR_BYTES
+    return kept + buffer + more_rows * row + 2 * META_DTYPE.itemsize * rows
+
+
+def store_bytes(rows: int, dim: int, dtype: str, shard_rows: int) -> int:
+    """Bytes of a gradient store's files: numbers and records with their headers, a marker a shard, and the manifest."""
+    shards = -(-rows // shard_rows)
+    return rows * (dim * np.dtype(dtype).itemsize + META_DTYPE.itemsize) + shards * _SHARD_BYTES + _MANIFEST_BYTES
 
 
 def row_bytes(encoded: Encoded) -> int:

@@ -19,10 +19,12 @@ from spice_select.cost.collecting import (
     model_bytes,
     planned,
     row_bytes,
+    store_bytes,
 )
 from spice_select.cost.machine import Clock, Speeds, measure_speeds
 from spice_select.cost.record import Cost
 from spice_select.cost.selecting import (
+    PLAIN,
     Work,
     activity_seconds,
     certificate_seconds,
@@ -34,7 +36,6 @@ from spice_select.cost.selecting import (
 )
 from spice_select.data.encoded import Encoded
 from spice_select.gradients.capture import GradientEngine
-from spice_select.gradients.store import estimated_bytes
 
 _READING = ("rows", "encode", "contamination")
 PAGE_BYTES = 400_000
@@ -95,7 +96,7 @@ def estimate(
     alone = speed.of(batches.longest, batches.padded) * batches.weight
     padded = float(batches.padded.sum()) * batches.weight
     dim, itemsize = engine.dim, np.dtype(settings.store_dtype).itemsize
-    disk = estimated_bytes(rows, dim, settings.store_dtype, settings.shard_rows)
+    disk = store_bytes(rows, dim, settings.store_dtype, settings.shard_rows)
     speeds = measure_speeds(dim, settings.store_dtype, clock)
     shards = -(-rows // settings.shard_rows)
     writing = disk * 2 * speeds.byte
@@ -154,6 +155,9 @@ def with_selection(cost: Cost, config: RunConfig, speeds: Speeds, held: int, sca
         penalised=settings.conflict_weight > 0,
         fisher=settings.fisher,
         itemsize=np.dtype(config.gradients.store_dtype).itemsize,
+        epsilon=settings.sampling_epsilon,
+        partitions=min(settings.partitions, cost.usable),
+        at_once=scale.fleet.speedup,
     )
     loop = loop_seconds(work, speeds)
     more = max(0, cost.examples - cost.rows_read) * (scale.source_bytes // max(1, cost.rows_read))
@@ -162,7 +166,8 @@ def with_selection(cost: Cost, config: RunConfig, speeds: Speeds, held: int, sca
         update={
             "verifying_seconds": cost.disk_bytes * speeds.byte,
             "selection_seconds": loop,
-            "penalty_seconds": loop if work.penalised else 0.0,
+            "penalty_seconds": PLAIN * loop if work.penalised else 0.0,
+            "partitions": work.partitions,
             "certificate_seconds": certificate_seconds(work, speeds),
             "activity_seconds": activity_seconds(work, speeds),
             "result_seconds": PAGE_SECONDS + page_seconds(work, speeds),

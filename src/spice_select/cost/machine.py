@@ -20,6 +20,7 @@ WIDEST = 2048
 """Side of the matrix that products are timed with at most: wider ones are as fast, and take longer to time."""
 _ROWS = 256
 _NUMBERS = 1 << 20
+_FAR = (3 << 10, 1 << 10)
 _PICKS = 120
 _ACTIVE = (128, 1024)
 _LEAST_SECONDS = 0.02
@@ -31,7 +32,8 @@ class Speeds:
 
     Attributes:
         product: A multiply-add of float64 matrices.
-        matvec: A multiply-add of a float64 matrix and a vector.
+        matvec: A multiply-add of a float64 matrix and a vector, both near the processor.
+        stream: The same of a matrix that is not.
         read: A number of the rows read in order, widened, with its part of the squared norm.
         gather: A number of rows read by number and widened.
         sort: A number of a partial sort.
@@ -43,6 +45,7 @@ class Speeds:
 
     product: float
     matvec: float
+    stream: float
     read: float
     gather: float
     sort: float
@@ -87,11 +90,13 @@ def measure_speeds(dim: int, dtype: str = "float32", clock: Clock = time.perf_co
         block = widened(stored)
         np.einsum("ij,ij->i", block, block)
 
+    far, vector = np.ones(_FAR), np.ones(_FAR[1])
     few, some = (_pick_seconds(active, clock) for active in _ACTIVE)
     slope = max(0.0, (some - few) / (_ACTIVE[1] - _ACTIVE[0]))
     return Speeds(
         product=_seconds(lambda: wide @ matrix, clock) / (_ROWS * side * side),
         matvec=_seconds(lambda: matrix[0] @ matrix, clock) / (side * side),
+        stream=_seconds(lambda: far @ vector, clock) / far.size,
         read=_seconds(read, clock) / (rows * dim),
         gather=_seconds(lambda: widened(stored[order]), clock) / (rows * dim),
         sort=_seconds(lambda: np.argpartition(numbers, len(numbers) - 1024), clock) / len(numbers),

@@ -6,7 +6,8 @@ heavy-tailed norms (``benchmarks/scaling.py --fit``); rows that are alike, or a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,10 +30,13 @@ class Work:
         rows: N.
         dim: D.
         picks: k.
-        loop: ``lazy``, ``dense``, ``kernel`` or ``brute``.
+        loop: ``lazy``, ``dense``, ``kernel``, ``brute`` or ``stochastic``.
         penalised: The conflict has a weight, so that the selection without it is made as well.
         fisher: Form of the information.
         itemsize: Bytes of a stored number.
+        epsilon: Of the stochastic loop.
+        partitions: Parts that are selected from by themselves, before their picks are.
+        at_once: Partitions that are under way at the same time.
     """
 
     rows: int
@@ -42,6 +46,18 @@ class Work:
     penalised: bool = True
     fisher: str = "exact"
     itemsize: int = 4
+    epsilon: float = 0.01
+    partitions: int = 1
+    at_once: float = 1.0
+
+    def rounds(self) -> tuple[Work, Work]:
+        """One partition, and the picks of all."""
+        loop = "lazy" if self.loop in ("stochastic", "kernel") else self.loop
+        part = -(-self.rows // self.partitions)
+        picks = min(self.picks, part)
+        united = min(self.rows, self.partitions * picks)
+        one = replace(self, rows=part, picks=picks, partitions=1)
+        return one, replace(self, rows=united, loop=loop, partitions=1)
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,14 @@ PRODUCTS_A_PICK = 1.5
 ACTIVE_GROWTH = 1.3
 AGE = 0.2
 """Update vectors by which a row is brought up to date, as a share of D."""
+CERTIFIED = 0.06
+"""Time of the certificate as a share of the lazy loop's."""
+PLAIN = 0.8
+"""Time of the selection without penalty, over that with it."""
+SCREENED, SCREENED_POWER = 2.1, 0.45
+"""Rows of a sample that are measured, of so many drawn."""
+STOCHASTIC_PICKS, STOCHASTIC_PASSES = 5.0, 5.0
+"""A pick of the stochastic loop in bare picks of the lazy one, and in passes over the matrix."""
 # Time over that of one large product or of a bare pick: small blocks, and what goes with each.
 FORMS, TIMES, INNER, PICK = 1.5, 1.6, 1.2, 1.3
 REBUILD_PICKS = 10.0
@@ -106,21 +130,28 @@ def loop_seconds(work: Work, speeds: Speeds) -> float:
     if not work.picks or not work.rows:
         return 0.0
     n, d, k = float(work.rows), float(work.dim), float(work.picks)
+    if work.partitions > 1:
+        part, union = work.rounds()
+        turns = math.ceil(work.partitions / max(1.0, work.at_once))
+        return speeds.read * n * d + turns * loop_seconds(part, speeds) + loop_seconds(union, speeds)
     first = speeds.read * n * d + 4 * speeds.elementwise * n
     if work.loop == "lazy" and work.fisher == "exact":
         return first + _lazy(work, speeds)
+    if work.loop == "stochastic":
+        return first + _stochastic(work, speeds)
     if work.loop == "kernel":
-        cached = speeds.matvec if 8 * n * d <= CACHE_BYTES else speeds.read + speeds.matvec
-        return first + k * (n * d * cached + n * k / 2 * speeds.matvec + n * 2 * speeds.elementwise + speeds.pick)
+        column = speeds.stream if 8 * n * d <= CACHE_BYTES else speeds.read + speeds.matvec
+        return first + k * (n * d * column + n * k / 2 * speeds.stream + 3 * n * speeds.elementwise + speeds.pick)
     if work.loop == "brute":
         # Each gain by a determinant of its own.
         return first + n * speeds.product * sum(min(t, d) ** 2 * (d + t) for t in _some(work.picks)) * k / 16
     if work.loop == "lazy":
         # Bounds of a diagonal form: every row once at the start, and a few tens a pick.
         return first + (n + 64 * k) * d * (speeds.elementwise + speeds.gather) + k * (n * speeds.sort + speeds.pick)
-    passes = (1.0 if work.fisher == "exact" else speeds.elementwise / speeds.matvec) + 1.0
-    reread = 0.0 if 8 * n * d <= CACHE_BYTES else speeds.read
-    return first + k * (n * d * (passes * speeds.matvec + reread) + 3 * n * speeds.elementwise + speeds.pick)
+    near = 8 * n * d <= CACHE_BYTES
+    gain = (speeds.stream if near else speeds.matvec) if work.fisher == "exact" else speeds.elementwise
+    number = gain + (speeds.stream if near else speeds.read + speeds.matvec)
+    return first + k * (n * d * number + d * d * speeds.stream + 3 * n * speeds.elementwise + speeds.pick)
 
 
 def _lazy(work: Work, speeds: Speeds) -> float:
@@ -147,6 +178,15 @@ def _lazy(work: Work, speeds: Speeds) -> float:
     )
 
 
+def _stochastic(work: Work, speeds: Speeds) -> float:
+    n, d, k = float(work.rows), float(work.dim), float(work.picks)
+    sample = min(n, math.ceil(-math.log(work.epsilon) * n / k))
+    screened = SCREENED * sample**SCREENED_POWER
+    update = STOCHASTIC_PASSES * d * min(k, d) * speeds.matvec
+    drawn = 4 * sample * speeds.sort
+    return k * (STOCHASTIC_PICKS * speeds.pick + screened * d * speeds.gather + update + drawn)
+
+
 def _some(picks: int) -> list[float]:
     return [float(t) for t in np.linspace(0, picks, 16)]
 
@@ -156,8 +196,10 @@ def certificate_seconds(work: Work, speeds: Speeds) -> float:
     if work.fisher != "exact" or not work.picks:
         return 0.0
     n, d, k = float(work.rows), float(work.dim), float(work.picks)
-    cheap = min(n * d * min(k, d) * 3, 2.0 * CHEAP_WORK)
-    return 0.05 * _lazy(work, speeds) + cheap * speeds.product + n * (10 * speeds.elementwise + 2 * speeds.sort)
+    orders = n * (10 * speeds.elementwise + 2 * speeds.sort)
+    if n * d * min(k, d) <= CHEAP_WORK:
+        return orders + 3 * n * d * min(k, d) * speeds.product
+    return orders + CERTIFIED * _lazy(work, speeds) + CHEAP_WORK / 4 * speeds.product
 
 
 def activity_seconds(work: Work, speeds: Speeds) -> float:
@@ -197,10 +239,17 @@ def select_bytes(work: Work) -> int:
     if not work.picks:
         return 0
     n, d, k = work.rows, work.dim, work.picks
+    if work.partitions > 1:
+        part, union = work.rounds()
+        # One partition at a time in this process; elsewhere each worker holds one.
+        return ROW_BYTES * n + max(select_bytes(part), select_bytes(union))
     block = 2 * BLOCK_BYTES
     rows = ROW_BYTES * n
     if work.loop == "kernel":
-        return rows + block + 8 * k * n + (8 * n * d if 8 * n * d <= CACHE_BYTES else 0)
+        return rows + block + ALLOCATOR_BYTES + 8 * k * n + (8 * n * d if 8 * n * d <= CACHE_BYTES else 0)
+    if work.loop == "stochastic":
+        matrix = 12 * d * d if 2 * k >= d and d <= LARGEST_INVERSE else 16 * k * d
+        return rows + block + ALLOCATOR_BYTES + matrix * (2 if work.penalised else 1)
     if work.loop != "lazy" or work.fisher != "exact":
         cached = 8 * n * d if 8 * n * d <= CACHE_BYTES else 0
         return rows + block + cached + (16 * d * d if work.fisher == "exact" else 0)
@@ -212,8 +261,10 @@ def select_bytes(work: Work) -> int:
     lazy = 2 * 8 * active * d + gathered + 64 * 8 * (3 * active + 2 * d) + vectors + formed
     # The selection without penalty runs while the other's factorisation is kept for the certificate.
     again = formed if work.penalised else 0
-    return rows + max(block, lazy + again)
+    return rows + ALLOCATOR_BYTES + max(block, lazy + again)
 
 
+ALLOCATOR_BYTES = 16 << 20
+"""Memory that was freed and is not given back at once."""
 ROW_BYTES = 160
 """Bytes a row of the pool of all that is kept or passing of it: norms, bounds, potentials, records, orders."""
