@@ -11,6 +11,7 @@ import torch
 from spice_select import select, select_gram
 from spice_select.errors import ResourceError
 from spice_select.gradients import GradientEngine, Proxy
+from spice_select.gradients.equals import firsts_of_equal
 from spice_select.gradients.layers import Layer
 from spice_select.schedule.gram import pool_gram, pool_rows
 from spice_select.schedule.held import inner_products
@@ -240,3 +241,21 @@ def test_picks_from_the_products_are_those_of_brute_force(weight: float) -> None
     assert kernel.indices.tolist() == brute.indices.tolist()
     np.testing.assert_allclose(kernel.gains, brute.gains, rtol=1e-5)
     np.testing.assert_allclose(kernel.conflicts, brute.conflicts, atol=1e-5)
+
+
+def test_examples_of_the_same_tokens_have_the_same_numbers() -> None:
+    ids, masks = examples(9)
+    # The first of each pair goes with other lengths than the second would, and one differs in its mask alone.
+    ids, masks = [*ids, ids[4], ids[0], ids[2]], [*masks, masks[4], masks[0], ~masks[2] & (np.arange(len(ids[2])) > 0)]
+    expected = [*range(9), 4, 0, 11]
+    np.testing.assert_array_equal(firsts_of_equal(ids, masks), expected)
+    for source, memory in ((engine(trained()), PLENTY), (engine(learner(scope="full"), FULL, dim=64), 1 << 12)):
+        found = pool_gram(source, ids, masks, ranks=ALONE, memory=memory)
+        for copy, first in ((9, 4), (10, 0)):
+            np.testing.assert_array_equal(found.gram[copy], found.gram[first])
+            np.testing.assert_array_equal(found.gram[:, copy], found.gram[:, first])
+            assert found.losses[copy] == found.losses[first]
+        assert not np.array_equal(found.gram[11], found.gram[2])
+    rows = pool_rows(source, ids, masks, ranks=ALONE)
+    np.testing.assert_array_equal(rows.rows[[9, 10]], rows.rows[[4, 0]])
+    np.testing.assert_array_equal(rows.squared_norms[[9, 10]], rows.squared_norms[[4, 0]])

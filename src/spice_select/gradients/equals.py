@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
@@ -24,3 +26,18 @@ def first_of_equal(digests: UInt8[np.ndarray, "n 32"], usable: Bool[np.ndarray, 
         _, first, which = np.unique(keys, return_index=True, return_inverse=True)
         found[candidates] = candidates[first[which.ravel()]]
     return found
+
+
+def firsts_of_equal(ids: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Int64[np.ndarray, " n"]:
+    """For every one of a few examples the first of the same tokens and trained labels.
+
+    Args:
+        ids: Token ids of each example, ``[t]``.
+        masks: True where the token is a trained label, ``[t]``.
+    """
+    seen: dict[tuple[bytes, bytes], int] = {}
+    found = [
+        seen.setdefault((np.ascontiguousarray(row, "<i8").tobytes(), np.ascontiguousarray(mask, bool).tobytes()), place)
+        for place, (row, mask) in enumerate(zip(ids, masks, strict=True))
+    ]
+    return np.array(found, dtype=np.int64)

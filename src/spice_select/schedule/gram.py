@@ -3,7 +3,8 @@
 A pool's examples fall into micro-batches by their lengths alone, and its layers into groups by model, pool size and
 memory limit alone. Each micro-batch is passed through the model by one process, each group's products are formed by one
 process from all gradients in the order of the pool, and the groups are added up in their order. So the number of
-processes changes no bit of the result, as long as each has as many threads.
+processes changes no bit of the result, as long as each has as many threads. Examples of the same tokens have the
+numbers of the first of them, whatever micro-batch each was in, so that they tie.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from spice_select.errors import ResourceError
 from spice_select.gradients.batches import out_of_memory, plan_batches
 from spice_select.gradients.capture import GradientEngine
+from spice_select.gradients.equals import firsts_of_equal
 from spice_select.gradients.factors import Sketch
 from spice_select.gradients.fold import FoldSketch
 from spice_select.schedule.held import HeldGradients, inner_products
@@ -104,7 +106,7 @@ def pool_gram(
     pool = work.sketched(FoldSketch(layers, dim, engine.config.seed, device))
     parts = {0: inner_products(torch.from_numpy(pool.rows).to(device))} if ranks.main else {}
     gram = ranks.all_gather_grams(parts, [0], len(ids)).numpy()
-    return _pool_gram(gram, pool.losses, pool.tokens, exact=False, how=f"fold, D = {dim:,}")
+    return work.pool_gram(gram, pool.losses, exact=False, how=f"fold, D = {dim:,}")
 
 
 def exact_fits(rows: int, values: int, memory: int) -> bool:
@@ -149,6 +151,7 @@ class _Work:
         self.progress, self.finished, self.rounds = progress, 0, 1
         self.engine, self.ids, self.masks, self.ranks = engine, ids, masks, ranks
         self.count = len(ids)
+        self.firsts = firsts_of_equal(ids, masks)
         device = engine.proxy.device
         self.place = device if device.type != "mps" else torch.device("cpu")
         lengths = np.array([len(row) for row in ids])
@@ -188,7 +191,17 @@ class _Work:
         gram = total.numpy()
         if len(passes) > 1:
             how += f", in {len(passes)} passes"
-        return _pool_gram(gram, self._pooled(losses), self.tokens, exact=True, how=how)
+        return self.pool_gram(gram, self._pooled(losses), exact=True, how=how)
+
+    def pool_gram(
+        self, gram: Float64[np.ndarray, "n n"], losses: Float64[np.ndarray, " n"], *, exact: bool, how: str
+    ) -> PoolGram:
+        """The result, with examples of the same tokens alike and those that are not finite marked."""
+        gram, losses = gram[np.ix_(self.firsts, self.firsts)], losses[self.firsts]
+        bad = ~(np.isfinite(losses) & np.isfinite(np.diag(gram)))
+        gram[bad, :] = np.nan
+        gram[:, bad] = np.nan
+        return PoolGram(gram, losses, self.tokens, exact, how)
 
     def sketched(self, sketch: Sketch) -> SketchedPool:
         """Sketched gradients, in one pass."""
@@ -203,7 +216,9 @@ class _Work:
         self.ranks.broadcast_tensor(pool)
         scale = self.engine.scale
         squares = self._pooled(norms.numpy() / scale**2)
-        return SketchedPool((pool / scale).numpy(), self._pooled(losses), squares, self.tokens)
+        table = (pool / scale).numpy()
+        firsts = self.firsts
+        return SketchedPool(table[firsts], self._pooled(losses)[firsts], squares[firsts], self.tokens)
 
     @property
     def _own(self) -> Int[np.ndarray, " m"]:
@@ -283,12 +298,3 @@ class _Work:
         for members, values in zip(self.members, self.ranks.all_gather(own.tolist()), strict=True):
             pool[members] = values
         return pool
-
-
-def _pool_gram(
-    gram: Float64[np.ndarray, "n n"], losses: Float64[np.ndarray, " n"], tokens: int, *, exact: bool, how: str
-) -> PoolGram:
-    bad = ~(np.isfinite(losses) & np.isfinite(np.diag(gram)))
-    gram[bad, :] = np.nan
-    gram[:, bad] = np.nan
-    return PoolGram(gram, losses, tokens, exact, how)
