@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,10 +88,7 @@ class Cluster:
                 "the cluster, with --address auto or HOST:PORT."
             )
         if address is None:
-            # Its ports are open to all who can log in here; with a token, to nobody else. Read by Ray's first import.
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-            if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            _guard()
         self.ray: Any = require_ray()
         self._workers = workers
         self._address = address
@@ -200,6 +198,19 @@ class Cluster:
         workers = self._workers or gpus or sum(min(count, _MOST_ON_A_MACHINE) for count in machines)
         threads = set_threads or max(1, min(min(machines), sum(machines) // workers))
         return Shape(workers, threads, 1 if gpus else threads, 1 if gpus else 0)
+
+
+def _guard() -> None:
+    """Have a cluster that is started here obey those alone who know this run's token.
+
+    Its ports can be reached by whoever reaches the machine, and what comes through them is run.
+    """
+    if "ray" not in sys.modules:
+        # Ray reads it when it is imported; imported before, it has made up its mind.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        # Without one, Ray would leave a token in the home folder.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _cores() -> int:

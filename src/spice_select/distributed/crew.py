@@ -94,7 +94,6 @@ class RayCrew:
         self._started = 0
         self._lost = 0
         self._in_a_row = 0
-        self._last_loss = ""
 
     def __enter__(self) -> RayCrew:
         return self
@@ -167,6 +166,8 @@ class RayCrew:
         Raises:
             ConfigError, ResourceError: As :meth:`begin` raises them.
         """
+        # Where nothing was missing they are there still, and hold the CPUs.
+        self._dismiss()
         shape = self._cluster.start(config.selection.device, "selection.device")
         return partial(each_part, self._cluster, shape)
 

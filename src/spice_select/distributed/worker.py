@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,9 +36,14 @@ class Worker:
 
     def __init__(self, environment: Mapping[str, str], threads: int) -> None:
         os.environ.update(environment)
-        # Read when torch is loaded, and kept for the threads that Ray may call this from.
+        # Read when torch is loaded.
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        self._threads = threads
+        import torch
+
+        # Seconds of imports, while the process that sends the work still reads its rows.
+        import_module("spice_select.schedule.session")
+
+        torch.set_num_threads(threads)
         self._engine: GradientEngine | None = None
         self._shards: tuple[str, ShardWorker] | None = None
         self._sentences: list[str] = []
@@ -48,15 +54,12 @@ class Worker:
 
     def open(self, config: RunConfig, warm: Path | None) -> Opened | Failed:
         """Load the proxy as a process that works alone would."""
-        import torch
-
         from spice_select.gradients.capture import GradientEngine
         from spice_select.gradients.crew import Opened
         from spice_select.gradients.proxy import load_proxy
         from spice_select.reporter import Listening, Silent, heard
         from spice_select.schedule.session import warm_engine, warmed_elsewhere
 
-        torch.set_num_threads(self._threads)
         listening = Listening(Silent())
         try:
             with heard(listening):
