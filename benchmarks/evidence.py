@@ -75,6 +75,9 @@ SCREEN = {
     "all-paper": f"spice:normalize=none:alpha=1:{EVERYTHING}",
     "all-unit": f"spice:{UNIT}:{EVERYTHING}",
     "pools-paper": "spice:normalize=none:alpha=1:schedule.kind=pools",
+    "fisher": "fisher",
+    "fisher-raw": "fisher:normalize=none:alpha=1",
+    "fisher-unit": f"fisher:{UNIT}",
 }
 FULL = "full"
 FINALS = ("random", "sqrt", "sqrt-rel1-pool-h75", "length", FULL)
