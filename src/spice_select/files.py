@@ -169,6 +169,29 @@ def remove_temporaries(folder: Path, name: str) -> int:
     return len(found)
 
 
+def read_regular(path: str | Path) -> bytes:
+    """All bytes of a file that is one: reading a pipe waits for a writer, and a device may have no end.
+
+    What a shell hands over as ``<(...)`` or standard input is read: its writer is there.
+
+    Raises:
+        OSError: It cannot be read, or is a pipe, a device or a folder.
+    """
+    path = Path(path)
+    try:
+        if (
+            not path.is_file()
+            and path.exists()
+            and not str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/"))
+        ):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            raise OSError(errno.EINVAL, "it is a pipe or a device, and no file", str(path))
+        return path.read_bytes()
+    except ValueError as error:  # a NUL in the name
+        raise OSError(errno.EINVAL, str(error), repr(str(path))) from None
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

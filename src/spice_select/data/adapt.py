@@ -16,6 +16,7 @@ from typing import Any
 
 from spice_select.data.conversation import Conversation
 from spice_select.data.sentinels import PRIVATE, PRIVATE_FIRST, PRIVATE_LAST
+from spice_select.data.shapes import parse_json
 from spice_select.data.tokens import StringSet
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -164,10 +165,7 @@ class Cleaner:
         function = function if isinstance(function, Mapping) else {"name": str(function)}
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
-            try:
-                parsed = json.loads(arguments)
-            except ValueError:
-                parsed = None
+            parsed = parse_json(arguments)
             arguments = parsed if isinstance(parsed, dict) else arguments
         made: dict[str, Any] = {
             "type": "function",

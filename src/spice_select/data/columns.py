@@ -15,6 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from spice_select.data.shapes import DEEPEST, too_deep
+
 JSON_TYPE: pa.DataType = pa.json_(pa.string())
 
 _INT64 = (-(2**63), 2**63 - 1)
@@ -124,9 +126,14 @@ def _has_long_integer(value: Any) -> bool:
     return isinstance(value, int) and not _INT64[0] <= value <= _INT64[1]
 
 
+def whole_characters(text: str) -> str:
+    """Text in which each half of a surrogate pair that stands alone is U+FFFD."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
 def _without_surrogates(value: Any) -> Any:
     if isinstance(value, str):
-        return _SURROGATE.sub("\ufffd", value)
+        return whole_characters(value)
     if isinstance(value, list):
         return [_without_surrogates(item) for item in value]
     if isinstance(value, dict):
@@ -193,7 +200,7 @@ def _wider(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 def decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
     """What turns JSON inside a value of this type back into objects; None where there is none."""
     if isinstance(kind, pa.JsonType):
-        return json.loads
+        return _decoded
     if _is_list(kind):
         item = decoder(kind.value_type)
         return None if item is None else lambda values: [None if value is None else item(value) for value in values]
@@ -205,6 +212,13 @@ def decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
                 for name, item in value.items()
             }
     return None
+
+
+def _decoded(text: str) -> Any:
+    value = json.loads(text)
+    if text.count("[") + text.count("{") > DEEPEST and too_deep(value):
+        raise ValueError(f"JSON values are nested more than {DEEPEST} deep")
+    return value
 
 
 def column_values(column: pa.ChunkedArray | pa.Array) -> list[Any]:

@@ -8,18 +8,22 @@ lost.
 from __future__ import annotations
 
 import gzip
+import io
 import json
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from spice_select.data.columns import concat_tables, to_array
+from spice_select.data.columns import concat_tables, to_array, whole_characters
+from spice_select.data.shapes import DEEPEST, too_deep
 from spice_select.errors import DataError
 
 CHUNK_ROWS = 4096
-_DEEPEST = 100
+MOST_PACKED = 200
+"""Bytes of text that a byte of a gzip file may stand for, beyond the first ``FREELY_UNPACKED``."""
+FREELY_UNPACKED = 1 << 28
 
 
 class _Rows:
@@ -42,7 +46,7 @@ class _Rows:
         # A table of no columns would forget its rows, which then are objects without keys.
         if not names:
             names, columns = ["_"], [pa.nulls(len(self._rows))]
-        self._chunks.append(pa.Table.from_arrays(columns, names=[_clean(name) for name in names]))
+        self._chunks.append(pa.Table.from_arrays(columns, names=names))
         self._rows = []
 
     def table(self) -> pa.Table:
@@ -51,16 +55,15 @@ class _Rows:
         return concat_tables(self._chunks)[0] if self._chunks else pa.table({})
 
 
-def _clean(name: str) -> str:
-    return name.encode("utf-8", "replace").decode("utf-8")
-
-
 class _Fault(ValueError):
     """Something that JSON allows, or Python's reader, and rows do not."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
+    if not "".join(found).isascii():
+        pairs = [(whole_characters(name), value) for name, value in pairs]
+        found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
@@ -75,16 +78,9 @@ def _constant(text: str) -> None:
 
 def _shallow(value: Any) -> Any:
     """A value as it is, unless it is nested deeper than readers of parquet follow."""
-    level, depth = [value], 0
-    while level := [inner for outer in level if isinstance(outer, dict | list) for inner in _inside(outer)]:
-        depth += 1
-        if depth > _DEEPEST:
-            raise _Fault(f"values nested more than {_DEEPEST} deep")
+    if too_deep(value):
+        raise _Fault(f"values nested more than {DEEPEST} deep")
     return value
-
-
-def _inside(outer: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return outer.values() if isinstance(outer, dict) else outer
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant)
@@ -116,9 +112,35 @@ def not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> DataError:
     )
 
 
+class _Unpacked(io.RawIOBase):
+    """A gzip file that is refused where it unpacks to more than anyone would have packed into it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = gzip.GzipFile(path, "rb")
+        self._left = max(FREELY_UNPACKED, MOST_PACKED * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise DataError(
+                f"{self._path} unpacks to more than {MOST_PACKED} times its size, as no file of rows does; if it is "
+                "one all the same, unpack it and give the file."
+            )
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def open_bytes(path: Path) -> Any:
     """A file open for reading bytes, decompressed where its name says so."""
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+    return io.BufferedReader(_Unpacked(path), 1 << 20) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _lines(path: Path) -> Generator[tuple[int, str], None, None]:

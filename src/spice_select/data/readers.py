@@ -53,8 +53,10 @@ def read_file(path: Path, limit: int | None = None) -> pa.Table:
     if kind is None:
         raise DataError(f"{path} is of no format that is read; give {KNOWN_FORMATS}.")
     try:
-        if path.stat().st_size == 0:
+        if path.is_file() and path.stat().st_size == 0:
             raise DataError(f"{path} is empty; give a file with at least one row.")
+        if not path.is_file():
+            raise DataError(f"{path} is no file that holds its rows, but a pipe or a device; write the rows to a file.")
         table = _READERS[kind](path, limit)
     except PermissionError:
         raise DataError(f"{path} may not be read by this user; change its permissions.") from None
@@ -131,15 +133,16 @@ def _check_header(path: Path, header: list[str]) -> None:
 def _read_parquet(path: Path, limit: int | None) -> pa.Table:
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
+            _plausible(path, file)
             if limit is None:
-                return file.read()
+                return _sound(file.read())
             groups: list[pa.Table] = []
             for index in range(file.num_row_groups):
                 groups.append(file.read_row_group(index))
                 if sum(map(len, groups)) >= limit:
                     break
-            return pa.concat_tables(groups) if groups else file.read()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            return _sound(pa.concat_tables(groups) if groups else file.read())
+    except (*_BROKEN, OSError) as error:
         raise DataError(f"{path} is no whole parquet file ({_first(error)}); write or fetch it again.") from None
 
 
@@ -148,13 +151,35 @@ def _read_arrow(path: Path, limit: int | None) -> pa.Table:
     del limit
     source = pa.memory_map(str(path))
     try:
-        return pa.ipc.open_file(source).read_all()
+        return _sound(pa.ipc.open_file(source).read_all())
     except pa.ArrowInvalid:
         source.seek(0)
-    try:
-        return pa.ipc.open_stream(source).read_all()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, EOFError) as error:
+    except (*_BROKEN, OSError) as error:
         raise DataError(f"{path} is no whole arrow file ({_first(error)}); write or fetch it again.") from None
+    try:
+        return _sound(pa.ipc.open_stream(source).read_all())
+    except (*_BROKEN, OSError) as error:
+        raise DataError(f"{path} is no whole arrow file ({_first(error)}); write or fetch it again.") from None
+
+
+_BROKEN = (pa.ArrowException, ValueError, LookupError, TypeError, EOFError, MemoryError, RecursionError, SystemError)
+"""What Arrow's readers raise of files that are damaged; lengths that are nonsense ask for memory that nobody has."""
+_ROWS_A_BYTE = 1000
+"""The most rows that one byte of a parquet file may stand for: more are no text that anyone wrote."""
+
+
+def _plausible(path: Path, file: pq.ParquetFile) -> None:
+    """Refuse a small file that unpacks to more rows than there can be."""
+    if file.metadata.num_rows > 10_000_000 and file.metadata.num_rows > _ROWS_A_BYTE * path.stat().st_size:
+        raise ValueError(f"it says that it has {file.metadata.num_rows:,} rows")
+
+
+def _sound(table: pa.Table) -> pa.Table:
+    """A table whose lengths and offsets fit its bytes: Arrow itself trusts them."""
+    for name in table.column_names:
+        name.encode()
+    table.validate(full=True)
+    return table
 
 
 def _first(error: Exception) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from spice_select.errors import ConfigError, DataError
+from spice_select.files import read_regular
 
 
 def read_row_numbers(name: str, rows: int, *, field: str) -> list[int]:
@@ -21,7 +21,7 @@ def read_row_numbers(name: str, rows: int, *, field: str) -> list[int]:
         ConfigError: A number that no row has, or that stands twice.
     """
     try:
-        text = Path(name).read_text(encoding="utf-8")
+        text = read_regular(name).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise DataError(f"{field} names {name}, which cannot be read ({reason}); name a file of row numbers.") from None

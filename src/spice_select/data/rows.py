@@ -51,6 +51,15 @@ def fingerprint_rows(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
+def _noted(schema: pa.Schema) -> dict[str, Any]:
+    """What ``datasets`` noted about columns; nothing where the note is damaged, as it only helps."""
+    try:
+        found = json.loads((schema.metadata or {}).get(_FEATURES, b"{}"))["info"]["features"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 @dataclass(frozen=True, eq=False)
 class RowSet:
     """Rows in order, each numbered by its place.
@@ -161,9 +170,7 @@ class RowSet:
         found: dict[str, Any] = {}
         for source in used:
             schema = self.tables[source].schema
-            stored = json.loads((schema.metadata or {}).get(_FEATURES, b"{}"))
-            features = stored.get("info", {}).get("features") or {}
-            for name, feature in features.items():
+            for name, feature in _noted(schema).items():
                 if name in schema.names and schema.field(name).type == table.schema.field(name).type:
                     found.setdefault(name, feature)
         return {_FEATURES: json.dumps({"info": {"features": found}}).encode()} if found else None

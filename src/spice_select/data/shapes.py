@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from spice_select.data.conversation import Kind
+
+DEEPEST = 100
+"""Levels of lists and objects within each other: readers of parquet follow no more, and no row of use has as many."""
 
 ROLES = ("messages", "prompt", "response", "context", "system", "history", "tools", "text")
 
@@ -46,10 +49,25 @@ def parse_json(value: Any) -> Any:
     """Objects and lists that a column holds as JSON text (CSV files do); any other value is returned as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
-        except ValueError:
+            parsed = json.loads(value)
+        except (ValueError, RecursionError):
             return value
+        return value if too_deep(parsed) else parsed
     return value
+
+
+def too_deep(value: Any) -> bool:
+    """Whether lists and objects lie within each other more than ``DEEPEST`` deep."""
+    level, depth = [value], 0
+    while level := [inner for outer in level if isinstance(outer, dict | list) for inner in _inside(outer)]:
+        depth += 1
+        if depth > DEEPEST:
+            return True
+    return False
+
+
+def _inside(outer: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return outer.values() if isinstance(outer, dict) else outer
 
 
 def is_scalar(value: Any) -> bool:

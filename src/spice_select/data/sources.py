@@ -6,9 +6,10 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -70,7 +71,7 @@ def load_rows(sources: Sequence[str | Path], *, split: str = "train", limit: int
         parts += _read_source(str(given), split, left, notes)
     tables = [part.table for part in parts]
     named = [
-        Source(name, part.origin, part.revision, part.format, len(part.table), fingerprint_rows(part.table),
+        Source(name, part.origin, part.revision, part.format, len(part.table), _fingerprint(part),
                tuple(part.table.column_names))
         for name, part in zip(_unique_names(part.name for part in parts), parts, strict=True)
     ]  # fmt: skip
@@ -80,6 +81,25 @@ def load_rows(sources: Sequence[str | Path], *, split: str = "train", limit: int
         for name in rows.conflicting_columns()
     ]
     return RowSet(rows.sources, rows.tables, rows.source_ids, rows.places, tuple(notes))
+
+
+def _fingerprint(part: _Part) -> str:
+    """Digest of a table's rows; as this reads every value, none that cannot be read is met later."""
+    try:
+        return fingerprint_rows(part.table)
+    except (
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        LookupError,
+        RecursionError,
+        SystemError,
+        pa.ArrowException,
+    ) as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{part.origin} holds values that cannot be read ({reason}); write or fetch it again."
+        ) from None
 
 
 def _unique_names(names: Iterable[str]) -> list[str]:
@@ -93,10 +113,15 @@ def _unique_names(names: Iterable[str]) -> list[str]:
 
 
 def _read_source(given: str, split: str, limit: int | None, notes: list[str]) -> list[_Part]:
-    path = Path(given).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(given).expanduser()
+        is_folder, is_there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"The source {given[:200]!r} cannot be looked for ({reason.lower()}); mend its name.") from None
+    if is_folder:
         return _read_folder(path, given, split, limit, notes)
-    if path.exists():
+    if is_there:
         table = read_file(path, limit)
         return [_Part(_stem(path), given, file_format(path) or "", table)]
     hub_id = None if _looks_like_path(given) else parse_hub_id(given)
@@ -175,12 +200,12 @@ def _read_folder(path: Path, given: str, split: str, limit: int | None, notes: l
 
 def _folder_files(path: Path, split: str, notes: list[str]) -> list[Path]:
     if (path / "dataset_dict.json").is_file():
-        splits = _listed(path / "dataset_dict.json", "splits")
+        splits = _listed(path / "dataset_dict.json", "splits", lambda item: item)
         if split not in splits:
             raise DataError(f"{path} has no split {split!r}; give data.split as one of {', '.join(splits)}.")
         path = path / split
     if (path / "state.json").is_file():
-        return [path / item["filename"] for item in _listed(path / "state.json", "_data_files")]
+        return [path / name for name in _listed(path / "state.json", "_data_files", lambda item: item["filename"])]
     chosen = sorted((path / "data").glob("train-*.parquet"))
     if chosen and (path / "trace.parquet").is_file():
         return chosen  # the output of a run: its rows, and neither its trace nor its gradients
@@ -199,11 +224,15 @@ def _folder_files(path: Path, split: str, notes: list[str]) -> list[Path]:
     return files
 
 
-def _listed(path: Path, key: str) -> list:
+def _listed(path: Path, key: str, name: Callable[[Any], Any]) -> list[str]:
+    """Names of files or folders that stand in a file beside them; none of them may lead out of the folder."""
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))[key])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{path} is damaged, so the data set beside it cannot be read; save it again.") from None
+        names = [name(item) for item in json.loads(path.read_text(encoding="utf-8"))[key]]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        names = [""]
+    if not all(isinstance(one, str) and one not in ("", ".", "..") and not set(one) & set("/\\\0") for one in names):
+        raise DataError(f"{path} is damaged, so the data set beside it cannot be read; save it again.")
+    return names
 
 
 def _may_hold_rows(relative: Path) -> bool:

@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import csv
-import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spice_select.data.json_files import open_bytes
 from spice_select.errors import ConfigError, DataError
 from spice_select.evaluation.suites import SuiteTask
 
@@ -284,7 +285,7 @@ def _found(folder: Path, name: str) -> Path:
 def _opened(path: Path) -> Iterator[Iterator[str]]:
     try:
         if path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            with io.TextIOWrapper(open_bytes(path), encoding="utf-8", newline="") as file:
                 yield iter(file)
         else:
             with open(path, encoding="utf-8-sig", newline="") as file:
