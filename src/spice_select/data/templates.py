@@ -19,9 +19,10 @@ import jinja2
 import jinja2.nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from spice_select.data.template_limits import LimitedEnvironment, Steps, TemplateLimit
 from spice_select.errors import ConfigError, ModelError
+from spice_select.files import read_regular
 
 CLOCK = datetime(2025, 1, 1)
 """The moment that every template is told: a rendering that changed overnight would change every gradient."""
@@ -99,27 +100,30 @@ class ChatTemplate:
         self.variables = dict(variables)
         self.origin = origin
         self.clock = clock
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        environment = LimitedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, Steps, loopcontrols]
         )
         environment.filters["tojson"] = _to_json
+        environment.limit()
         environment.globals.update(
             raise_exception=_refuse, strftime_now=clock.strftime, dict=_TemplateDict(), namespace=_Namespace
         )
+        blocks, steps = environment.extensions[_Generation.identifier], environment.extensions[Steps.identifier]
+        assert isinstance(blocks, _Generation) and isinstance(steps, Steps)
+        self._blocks, self._steps = blocks, steps
+        steps.start()
         try:
             self._compiled = environment.from_string(source)
-        except jinja2.TemplateError as error:
+            tree = environment.parse(source)
+        except Exception as error:  # Jinja makes Python of it, and Python's compiler has limits of its own
+            said = str(error).strip() or type(error).__name__
             if origin == "setting":
                 raise ConfigError(
-                    f"Setting 'data.chat_template' is no Jinja template ({error}); mend it or leave it out."
+                    f"Setting 'data.chat_template' is no Jinja template ({said}); mend it or leave it out."
                 ) from None
             raise ModelError(
-                f"The tokenizer's chat template is no Jinja template ({error}); set data.chat_template to another."
+                f"The tokenizer's chat template is no Jinja template ({said}); set data.chat_template to another."
             ) from None
-        blocks = environment.extensions[_Generation.identifier]
-        assert isinstance(blocks, _Generation)
-        self._blocks = blocks
-        tree = environment.parse(source)
         self.has_generation = re.search(r"\{%-?\s*generation\s*-?%\}", source) is not None
         self.reads_clock = "strftime_now" in source
         texts = [node.data for node in tree.find_all(jinja2.nodes.TemplateData)]
@@ -151,8 +155,11 @@ class ChatTemplate:
 
         Raises:
             TemplateFailure: The template refuses the conversation or fails at it.
+            ConfigError: A template from the settings that loops or grows without end.
+            ModelError: The same from the tokenizer.
         """
         self._blocks.marks = marks
+        self._steps.start()
         try:
             return self._compiled.render(
                 messages=list(messages),
@@ -161,7 +168,14 @@ class ChatTemplate:
                 add_generation_prompt=generation_prompt,
                 **self.variables,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        except (TemplateLimit, MemoryError) as error:
+            said = str(error) or "it takes more memory than there is"
+            if self.origin == "setting":
+                raise ConfigError(f"Setting 'data.chat_template' cannot be used: {said}; give another.") from None
+            raise ModelError(
+                f"The tokenizer's chat template cannot be used: {said}; set data.chat_template to another."
+            ) from None
+        except Exception as error:  # the template's own code fails as Python does
             raise TemplateFailure(str(error).strip() or type(error).__name__) from None
         finally:
             self._blocks.marks = None
@@ -229,8 +243,8 @@ def _template_text(chosen: str) -> str:
     if "{%" in chosen or "{{" in chosen:
         return chosen
     try:
-        return Path(chosen).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+        return read_regular(Path(chosen).expanduser()).decode("utf-8")
+    except (OSError, UnicodeDecodeError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise ConfigError(
             f"Setting 'data.chat_template' cannot be '{chosen}' ({reason}); give Jinja text or a file that holds it."
