@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from spice_select.errors import StoreCorrupt
 from spice_select.files import atomic_file, remove_temporaries, sha256_file, write_text
+from spice_select.gradients.shards import map_array
 
 CHUNK_ROWS = 256
 CHUNK_BYTES = 1 << 26
@@ -176,8 +177,8 @@ class TokenFiles:
             # Nothing cannot be mapped.
             return np.empty((0, self.dim), np.float32)
         try:
-            found = np.load(self.states_path(chunk), mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            found = map_array(self.states_path(chunk))
+        except (OSError, ValueError):
             raise self._corrupt(chunk) from None
         if found.dtype != np.float32 or found.shape != (self.tokens(chunk), self.dim):
             raise self._corrupt(chunk)

@@ -18,12 +18,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from spice_select.errors import StoreCorrupt, StoreError, StoreMismatch
-from spice_select.files import write_bytes
+from spice_select.files import read_regular, write_bytes
 
 SCHEMA_VERSION = 1
+MOST_SHARDS = 1 << 21
+"""Shards that a store may have; a manifest that speaks of more is none that anything here has written."""
 MANIFEST_NAME = "manifest.json"
 _RECORDED = ("spice-select", "torch", "transformers", "tokenizers", "peft", "numpy")
 _NAMED = 4
@@ -57,6 +59,12 @@ class Manifest(BaseModel):
     sources: dict[str, JsonValue]
     batch_tokens: int
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _few_shards(self) -> Manifest:
+        if self.rows > MOST_SHARDS * self.shard_rows:
+            raise ValueError(f"{self.rows} rows are too many for shards of {self.shard_rows}")
+        return self
 
     @property
     def fingerprint(self) -> str:
@@ -133,7 +141,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST_NAME
     try:
-        written = path.read_bytes()
+        written = read_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

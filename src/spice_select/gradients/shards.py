@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from spice_select.errors import StoreCorrupt
-from spice_select.files import atomic_file, remove_file, sha256_file, sync_folder, write_bytes
+from spice_select.files import atomic_file, read_regular, remove_file, sha256_file, sync_folder, write_bytes
 from spice_select.gradients.manifest import Manifest
 
 META_DTYPE = np.dtype(
@@ -140,7 +141,12 @@ class ShardFiles:
 
     def missing(self) -> tuple[Shard, ...]:
         """Shards without a marker."""
-        return tuple(shard for shard in self.plan if not self.marker_path(shard).is_file())
+        try:
+            # One look at the folder, and not one for each of a million shards.
+            there = set(os.listdir(self.folder))
+        except FileNotFoundError:
+            there = set()
+        return tuple(shard for shard in self.plan if f"{shard.name}.json" not in there)
 
     def write(self, shard: Shard, rows: Float[np.ndarray, "m d"], meta: np.ndarray) -> None:
         """Write a shard, its marker last; each file is whole or absent.
@@ -210,7 +216,7 @@ class ShardFiles:
     def _marker(self, shard: Shard) -> _Marker:
         path = self.marker_path(shard)
         try:
-            written = path.read_bytes()
+            written = read_regular(path)
             marker = _Marker.model_validate_json(written)
         except OSError as error:
             raise _corrupt(path, (error.strerror or "it cannot be read").lower()) from None
@@ -224,12 +230,27 @@ class ShardFiles:
 
     def _load(self, path: Path, dtype: np.dtype, shape: Sequence[int], *, mapped: bool) -> np.ndarray:
         try:
-            array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            array = map_array(path)
+        except (OSError, ValueError) as error:
             raise _corrupt(path, f"it is no array: {error}") from None
         if array.dtype != dtype or array.shape != tuple(shape):
             raise _corrupt(path, f"it holds {array.dtype} of shape {array.shape}")
-        return np.asarray(array)
+        return np.asarray(array) if mapped else np.array(array)
+
+
+def map_array(path: Path) -> np.ndarray:
+    """An array of a file, mapped: whatever size the file declares, nothing is allocated, and nothing is unpickled.
+
+    Raises:
+        OSError: There is no such file, or it cannot be mapped.
+        ValueError: It holds no array.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # the header is text of Python, and its parsers raise what they raise
+        raise ValueError(f"{type(error).__name__}, {str(error).splitlines()[0] if str(error) else ''}") from None
 
 
 def _corrupt(path: Path, reason: str) -> StoreCorrupt:
