@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
 
@@ -207,13 +206,17 @@ def _read_trace(folder: RunFolder, record: SelectionRecord) -> Trace:
         raise StoreError(f"{folder.trace} is missing; select again to write it anew.")
     try:
         table = pq.read_table(folder.trace, columns=list(_COLUMNS))
-    except (OSError, pa.ArrowException, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        columns = {
+            to: None if len(table) and table.column(name).null_count == len(table) else table.column(name).to_numpy()
+            for name, to in _COLUMNS.items()
+        }
+        columns = {
+            to: None if found is None else found.astype(np.int64 if to == "indices" else np.float64, casting="safe")
+            for to, found in columns.items()
+        }
+    except Exception as error:  # a damaged file raises whatever its reader raises
+        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
         raise StoreError(f"{folder.trace} cannot be read ({reason}); select again to write it anew.") from None
-    columns = {
-        to: None if len(table) and table.column(name).null_count == len(table) else table.column(name).to_numpy()
-        for name, to in _COLUMNS.items()
-    }
     indices = columns["indices"]
     if indices is None or len(table) != record.k or (len(table) and not 0 <= indices.min() <= indices.max() < record.n):
         raise StoreError(f"{folder.trace} is not the trace of {folder.record}; select again to write both anew.")

@@ -138,8 +138,9 @@ def _scores(steps: pa.Table, picks: Int[np.ndarray, " t"], count: int, pool: Pat
 def _read(path: Path, count: int) -> pa.Table:
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path} cannot be read ({str(error).splitlines()[0]}); run the selection again.") from None
+    except Exception as error:  # a damaged file raises whatever its reader raises
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise StoreError(f"{path} cannot be read ({reason}); run the selection again.") from None
     if len(table) != count:
         raise StoreError(f"{path} has {len(table):,} lines where the run has {count:,}; run the selection again.")
     return table

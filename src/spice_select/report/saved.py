@@ -109,8 +109,8 @@ def _read_column(folder: RunFolder, names: Sequence[str]) -> list[Any]:
             if name is None:
                 return []
             values += column_values(pq.read_table(file, columns=[name]).column(name))
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a damaged file raises whatever its reader raises
+        reason = _first_line(error)
         raise StoreError(f"The rows in {folder.data} cannot be read ({reason}); select again.") from None
     return values
 
@@ -124,12 +124,18 @@ def read_trace(folder: RunFolder) -> Trace:
     try:
         table = pq.read_table(folder.trace)
         index = table.column("index").to_numpy()
+        if index.dtype.kind not in "iu" or (len(index) and index.min() < 0):
+            raise ValueError("its row numbers are none")
         gain, base, epsilon, conflict = (_numbers(table, name) for name in ("gain", "base", "epsilon", "conflict"))
         score = _numbers(table, "score") if "score" in table.column_names else None
-    except (OSError, pa.ArrowException, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a damaged file raises whatever its reader raises
+        reason = _first_line(error)
         raise StoreError(f"{folder.trace} is no trace of a run ({reason}); select again.") from None
     return Trace(index.astype(np.int64), gain, base, epsilon, conflict, score)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _numbers(table: pa.Table, name: str) -> Float[np.ndarray, " k"] | None:
@@ -170,8 +176,8 @@ def read_pool_file(folder: RunFolder, record: SelectionRecord, remarks: list[str
             table.column("usable").to_numpy().astype(bool),
             _numbers(table, "score") if "score" in table.column_names else None,
         )
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a damaged file raises whatever its reader raises
+        reason = _first_line(error)
         remarks.append(f"Lengths and scores of the pool are not shown, as {path} cannot be read ({reason}).")
         return None
     if len(found.lengths) != record.n:
