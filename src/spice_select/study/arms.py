@@ -11,7 +11,7 @@ from spice_select.analysis.study_record import Arm
 from spice_select.config import RunConfig, merge, resolve
 from spice_select.errors import ConfigError
 from spice_select.methods.information import InformationMethod
-from spice_select.methods.specs import Spec, parse_specs, split_specs
+from spice_select.methods.specs import LONGEST_LABEL, Spec, parse_specs, split_specs
 
 LABEL = "label"
 """Setting of an arm that names it."""
@@ -107,6 +107,8 @@ def _arm(spec: Spec, label: str, overrides: Mapping[str, Any], config: RunConfig
         raise ConfigError(f"An arm's label cannot be '{label}'; use letters, digits and . _ + - alone.")
     own = label or "-".join([spec.label, *(f"{key.rpartition('.')[2]}={overrides[key]}" for key in overrides)])
     own = re.sub(r"[^A-Za-z0-9._=+-]+", "-", own)
+    if len(own) > LONGEST_LABEL:
+        raise ConfigError(f"The arm '{own[:LONGEST_LABEL]}...' needs a name; give it one of its own with :label=NAME.")
     if own.lower() in (one.lower() for one in taken):
         raise ConfigError(f"Two arms are named '{own}'; give one of them another name with :label=NAME.")
     nested: dict[str, Any] = {}
