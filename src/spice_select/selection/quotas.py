@@ -192,7 +192,7 @@ def proportional(counts: Int[np.ndarray, " g"], available: Int[np.ndarray, " g"]
 
 
 def _rows_of(value: object, rows: int, name: str, key: str) -> int:
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0:
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and 0 <= int(value) <= 2**53:
         return int(value)
     if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral) and 0.0 <= float(value) <= 1.0:
         # Towards the looser side, so that shares that add up to 1 can be met whatever the budget.
