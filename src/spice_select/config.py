@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from spice_select.errors import ConfigError
+from spice_select.files import read_regular
 
 
 class Section(BaseModel):
@@ -413,7 +414,7 @@ def to_yaml(config: RunConfig) -> str:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"The configuration file {file} cannot be read ({_reason(error)}); name a YAML file."
