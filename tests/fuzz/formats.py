@@ -1,0 +1,8 @@
+"""Every format that is read."""
+
+from __future__ import annotations
+
+from tests.fuzz import records, rows, settings, stores
+from tests.fuzz.base import Format
+
+FORMATS: tuple[type[Format], ...] = (*rows.FORMATS, *settings.FORMATS, *stores.FORMATS, *records.FORMATS)
