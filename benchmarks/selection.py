@@ -6,6 +6,7 @@ Ratios are taken within one process on one synthetic pool: clusters of unequal s
     python benchmarks/selection.py --rows 20000 --picks 2000          one size
     python benchmarks/selection.py --paper-scale                      N = 97,500, D = 1,024, k = 9,750, lazy loop only
     python benchmarks/selection.py --rows 4000 --picks 400 --released the loop of the code published with the paper, too
+    python benchmarks/selection.py --paper-scale --dim 4096 --device cuda --loops dense lazy
 """
 
 from __future__ import annotations
@@ -129,6 +130,21 @@ def timed(run: Callable[[], list[int]]) -> tuple[list[int], Seconds]:
     return found, Seconds(time.perf_counter() - start, time.process_time() - start_cpu)
 
 
+def copied_bytes_a_second(device: str) -> float:
+    """Bytes a second that a device reads and writes while it copies a gigabyte."""
+    import torch
+
+    source = torch.zeros(1 << 27, dtype=torch.float64, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    float(target[0])
+    start = time.perf_counter()
+    for _ in range(4):
+        target.copy_(source)
+    float(target[0])
+    return 4 * 2 * 8 * len(source) / (time.perf_counter() - start)
+
+
 def resident() -> int:
     """Bytes resident now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
@@ -183,10 +199,19 @@ def measure(rows: int, dim: int, picks: int, options: argparse.Namespace) -> lis
         before = resident()
         found, seconds = timed(
             lambda loop=loop: select(
-                gradients, budget=picks, alpha=alpha, conflict_weight=weight, penalty=options.penalty, loop=loop
+                gradients,
+                budget=picks,
+                alpha=alpha,
+                conflict_weight=weight,
+                penalty=options.penalty,
+                loop=loop,
+                device=options.device,
             ).indices.tolist()
         )
-        note(loop, found, seconds, peak() - before)
+        note(loop if options.device == "cpu" else f"{loop} on {options.device}", found, seconds, peak() - before)
+        if options.device != "cpu" and loop == "dense":
+            share = picks * gradients.size * 8 / seconds.wall / copied_bytes_a_second(options.device)
+            print(json.dumps({"share of the bandwidth of a copy, rows as float64": round(share, 3)}), flush=True)
     if options.released:
         _, seconds = timed(lambda: released_loop(gradients, picks, alpha, weight))
         note("released algorithm", [], seconds)
@@ -211,11 +236,12 @@ def main() -> None:
     parser.add_argument("--skip-plain", action="store_true", help="no plain dense greedy, and so no ratios")
     parser.add_argument("--released", action="store_true", help="time the loop of the published code (minutes)")
     parser.add_argument("--submodlib", action="store_true", help="time submodlib-py, if installed")
-    parser.add_argument("--paper-scale", action="store_true", help="N = 97,500, D = 1,024, k = 9,750, lazy only")
+    parser.add_argument("--paper-scale", action="store_true", help="N = 97,500, k = 9,750, lazy only on the CPU")
+    parser.add_argument("--device", default="cpu", help="torch device of the dense and the lazy loop")
     options = parser.parse_args()
     if options.paper_scale:
-        options.loops, options.skip_plain = ["lazy"], True
-        measure(97_500, 1024, 9_750, options)
+        options.loops, options.skip_plain = (["lazy"] if options.device == "cpu" else options.loops), True
+        measure(97_500, options.dim, 9_750, options)
     elif options.rows:
         measure(options.rows, options.dim, options.picks or max(1, options.rows // 10), options)
     else:
