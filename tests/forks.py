@@ -199,6 +199,7 @@ def rows_file(path: Path, count: int, seed: int = 3) -> Path:
 
 VOLATILE = {
     *("timings", "seconds", "written", "selection_seconds", "training_seconds", "seconds_of_full", "versions"),
+    *("process_seconds", "memory_bytes", "checksum"),
 }
 """Fields of JSON records that differ from run to run."""
 

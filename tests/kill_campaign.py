@@ -29,6 +29,9 @@ VERBS = ("run", "collect", "select", "pools", "study", "overwrite", "train")
 NAME = "out"
 """Every run writes into a folder of this name, as names stand on cards and pages."""
 _SELECTION = re.compile(r"^(selection\.json|trace\.parquet|pool\.parquet|README\.md|data/[^/]*)$")
+_CHECKPOINT = re.compile(r"(.*(?:after|checkpoint)-)(\d+)/")
+_TRAINER = re.compile(r"^(checkpoints|trainer)/")
+"""Checkpoints of a training, which go when it has ended and is recorded."""
 _LOCKS = re.compile(r"(^|/)\.?[\w.-]*\.lock$|(^|/)claims(/|$)|(^|/)locks(/|$)")
 
 
@@ -76,12 +79,13 @@ def lost(before: dict[str, bytes], after: dict[str, bytes], wanted: dict[str, by
     """
     names = []
     selection = {name for name in {*before, *wanted} if _SELECTION.search(name)}
+    ended = "training.json" in after or before.get("ledger.jsonl") != after.get("ledger.jsonl")
     replaced = all(after.get(name) == wanted.get(name) for name in selection)
     for name, content in before.items():
         now = after.get(name)
         if now == content or (name.endswith(".jsonl") and now is not None and now.startswith(content)):
             continue
-        if now is None and (later_checkpoint(name, after) or name.startswith("checkpoints/")):
+        if now is None and (later_checkpoints(name, after) or (ended and _TRAINER.match(name))):
             continue
         if name in selection and replaced:
             continue
@@ -89,13 +93,13 @@ def lost(before: dict[str, bytes], after: dict[str, bytes], wanted: dict[str, by
     return names
 
 
-def later_checkpoint(name: str, after: dict[str, bytes]) -> bool:
+def later_checkpoints(name: str, after: dict[str, bytes]) -> bool:
     """Whether two later checkpoints are there, which are the reason that this one went."""
-    match = re.match(r"(.*/proxy/after-)(\d+)/", name)
+    match = _CHECKPOINT.match(name)
     if match is None:
         return False
-    kept = {other[: len(match[1]) + 6] for other in after if other.startswith(match[1])}
-    return sum(other > name[: len(match[1]) + 6] for other in kept) >= 2
+    numbers = {int(other[2]) for path in after if (other := _CHECKPOINT.match(path)) and other[1] == match[1]}
+    return sum(number > int(match[2]) for number in numbers) >= 2
 
 
 def final(folder: Path) -> dict[str, object]:
@@ -238,7 +242,7 @@ def left_over(folder: Path) -> list[str]:
     return [
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.name.endswith(".tmp") or path.name.startswith(".results") or path.name == "trainer"
+        if path.name.endswith(".tmp") or path.name.startswith(".results") or path.parent.name == "trainer"
     ]
 
 
@@ -310,12 +314,13 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=300, help="over all verbs")
-    parser.add_argument("--verbs", default="run,collect,select,pools,study")
+    parser.add_argument("--verbs", default="run,collect,select,pools,study", help="NAME or NAME:KILLS, by commas")
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--chain", type=int, default=8, help="most kills of one folder before it may end")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    names = asked.verbs.split(",")
+    words = [word.partition(":") for word in asked.verbs.split(",")]
+    names, shares = [name for name, _, _ in words], {name: int(count) for name, _, count in words if count}
     preload()
     base = asked.folder.absolute()
     known, moments = verbs(base / "shared", asked.rows), random.Random(asked.seed)
@@ -323,8 +328,10 @@ def main() -> int:
     if unknown:
         parser.error(f"{unknown[0]} is none of {', '.join(VERBS)}")
     total, faults, begun = 0, [], time.perf_counter()
-    for place, name in enumerate(names):
-        share = (asked.kills - total) // (len(names) - place)
+    open_shares = sum(name not in shares for name in names)
+    left = asked.kills - sum(shares.values())
+    for name in names:
+        share = shares.get(name, left // max(1, open_shares))
         started = time.perf_counter()
         tally = campaign(known[name], base / name, share, moments, asked.chain)
         total += tally.kills

@@ -108,6 +108,7 @@ def _of_run(folder: RunFolder, config: RunConfig, elsewhere: Path | None) -> Mat
             folder.require_finished()
         assert store is not None
         return _of_store(folder.path, store, config)
+    folder.require_finished()
     record = SelectionRecord.read(folder.record)
     objective, schedule = record.objective, record.schedule
     pools = PoolFacts.of(schedule) if schedule is not None and schedule.kind == "pools" else None

@@ -14,7 +14,7 @@ from spice_select.analysis.record import MethodRecord, ScheduleRecord, Selection
 from spice_select.config import RunConfig, to_yaml
 from spice_select.export.card import CardFacts
 from spice_select.export.dataset import write_dataset, write_pool
-from spice_select.files import write_text
+from spice_select.files import sha256_file, write_text
 from spice_select.gradients.store import GradientStore
 from spice_select.methods.base import Choice
 from spice_select.pages import write_page
@@ -236,7 +236,14 @@ def _write(
                 write_pool(stage.path / POOL_FILE, pool.source_labels, measured.lengths, usable, scores)
         with clock.stage("report"):
             write_page(stage, record, found.picked, config, pool, measured, pool_scores=scores)
-        record = record.model_copy(update={"timings": dict(clock.seconds), "notes": (*record.notes, *written.notes)})
+        kept = [*written.data, written.trace, *stage.path.glob(POOL_FILE)]
+        record = record.model_copy(
+            update={
+                "timings": dict(clock.seconds),
+                "notes": (*record.notes, *written.notes),
+                "files": {path.relative_to(stage.path).as_posix(): sha256_file(path) for path in kept},
+            }
+        )
         record.write(stage.record)
     return RunResult(folder, record)
 

@@ -10,6 +10,7 @@ from typing import Any
 from spice_select.config import RunConfig, load_config, to_yaml
 from spice_select.errors import ConfigError, OutputError, StoreError, StoreMismatch
 from spice_select.files import Lock, make_folder, remove_file, remove_temporaries, remove_tree, write_text
+from spice_select.seals import opened, require_files
 from spice_select.staging import LOCK, forget, recover
 
 # Settings that say how a result is reached and not what it is: a run may be taken up again with others. What a
@@ -26,6 +27,11 @@ _NO_IDENTITY = {
 
 # Settings that no gradient depends on: they may change as long as nothing was chosen.
 _NO_GRADIENTS = {("selection",), ("method",), ("embeddings",), ("data", "target"), ("preset",)}
+
+
+RECORD_VERSION = 1
+"""Schema version of ``selection.json``."""
+_AGAIN = "select again to write it anew"
 
 
 class RunFolder:
@@ -102,14 +108,22 @@ class RunFolder:
         return load_config(self.config)
 
     def require_finished(self) -> None:
-        """Refuse a folder without a finished selection: the record is written last.
+        """Refuse a folder without a finished selection, or with one that is not what was written.
 
         Raises:
-            StoreError: There is none.
+            StoreError: There is none, or its record is of another version.
+            StoreCorrupt: A file of it is damaged or missing.
         """
         recover(self.path)
         if not self.record.is_file():
             raise StoreError(f"{self.path} holds no finished selection; finish the run, or name another folder.")
+        try:
+            written = self.record.read_bytes()
+        except OSError as error:
+            reason = (error.strerror or type(error).__name__).lower()
+            raise StoreError(f"{self.record} cannot be read ({reason}); name the folder of a run.") from None
+        content = opened(written, str(self.record), version=RECORD_VERSION, what="record of a run", remedy=_AGAIN)
+        require_files(self.record, content, remedy=_AGAIN)
 
     def check(self, config: RunConfig, *, overwrite: bool, selection: bool) -> None:
         """See whether the folder may be written under a configuration; nothing is written yet.
@@ -160,7 +174,10 @@ class RunFolder:
             if lock is not None:
                 # Of runs that were killed at this very place; who holds the lock may still be at his.
                 remove_temporaries(self.path, self.config.name)
-            if not self.config.is_file() or self.config.read_bytes() != content.encode():
+            # A finished selection keeps the configuration that it was made with until the next is whole.
+            if not self.record.is_file() and not (
+                self.config.is_file() and self.config.read_bytes() == content.encode()
+            ):
                 write_text(self.config, content)
         finally:
             if lock is not None:

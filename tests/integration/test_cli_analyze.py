@@ -21,6 +21,7 @@ from spice_select.demo import demo_rows
 from spice_select.reporter import Silent
 from tests.integration.command import Command
 from tests.integration.rows import write_jsonl
+from tests.records import unsealed
 from tests.support import ROOT
 
 FAST = ("--samples", "20", "--clusters", "3")
@@ -138,7 +139,7 @@ def test_several_other_runs(command: Command, made: Path) -> None:
 
 def forget_gradients(folder: Path) -> None:
     """As if the gradients had been moved: the record's note of where they lie leads nowhere."""
-    record = json.loads((folder / "selection.json").read_text())
+    record = unsealed(folder)
     assert Path(record["gradients"]).is_dir()
     (folder / "selection.json").write_text(json.dumps({**record, "gradients": str(folder / "gone")}))
 

@@ -24,6 +24,7 @@ from spice_select.reporter import Clock
 from spice_select.run_folder import RunFolder
 from tests.integration.command import Command
 from tests.integration.rows import write_jsonl
+from tests.records import unsealed
 
 EVIL = "</script><script>document.title='owned'</script><!-- \u202e \x00 \x1b[31m"
 
@@ -134,7 +135,7 @@ def test_without_gradients_it_says_what_is_missing(command: Command, made: Path,
     # The record knows where the gradients lie.
     assert command("report", other, "--output", tmp_path / "known.html").code == 0
     assert len(points(tmp_path / "known.html")["row"]) == 60
-    record = json.loads((other / "selection.json").read_text())
+    record = unsealed(other)
     assert Path(record["gradients"]) == (made / "run" / "gradients").absolute()
     (other / "selection.json").write_text(json.dumps({**record, "gradients": str(tmp_path / "gone")}))
     assert command("report", other, "--output", tmp_path / "bare.html").code == 0
@@ -206,7 +207,7 @@ def test_runs_side_by_side(command: Command, made: Path, tmp_path: Path) -> None
 
 def test_runs_of_other_rows_are_compared_by_their_texts(command: Command, made: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(made / "other", tmp_path / "other"))
-    record = json.loads((other / "selection.json").read_text())
+    record = unsealed(other)
     record["fingerprints"]["rows"] = "0" * 64
     (other / "selection.json").write_text(json.dumps(record))
     page = tmp_path / "beside.html"
@@ -245,6 +246,6 @@ def test_refusals(command: Command, run: Path, made: Path, tmp_path: Path) -> No
     assert "too many" in command.refused(2, "report", *[run] * 9, "-o", tmp_path / "x.html")
     assert "cannot be written" in command.refused(4, "report", run, "-o", tmp_path / "no" / "x.html")
     (run / "trace.parquet").write_bytes(b"nothing")
-    assert "is no trace of a run" in command.refused(3, "report", run)
+    assert "trace.parquet is not what was written" in command.refused(3, "report", run)
     (run / "selection.json").write_text("{}")
     assert "is no record of a run" in command.refused(3, "report", run)

@@ -13,8 +13,20 @@ from spice_select.files import Lock, write_text
 from spice_select.run_folder import RunFolder
 from spice_select.staging import LOCK, READY, finish, recover, staged
 
-OLD = {"config.yaml": "old", "selection.json": "old", "trace.parquet": "old", "pool.parquet": "old", "data/a": "old"}
-NEW = {"config.yaml": "new", "selection.json": "new", "trace.parquet": "new", "README.md": "new", "data/b": "new"}
+OLD = {
+    "config.yaml": "old",
+    "selection.json": '{"is": "old"}',
+    "trace.parquet": "old",
+    "pool.parquet": "old",
+    "data/a": "old",
+}
+NEW = {
+    "config.yaml": "new",
+    "selection.json": '{"is": "new"}',
+    "trace.parquet": "new",
+    "README.md": "new",
+    "data/b": "new",
+}
 
 
 class Died(BaseException):
@@ -88,7 +100,7 @@ def test_dying_at_any_change_ends_in_one_selection(tmp_path: Path, monkeypatch: 
                 except Died:
                     died += 1
         if (folder / "selection.json").exists() and (folder / READY).exists():
-            assert (folder / "selection.json").read_text() in ("old", "new")
+            assert (folder / "selection.json").read_text() in (OLD["selection.json"], NEW["selection.json"])
         recover(folder)
         assert read(folder) == NEW, first
         assert not (folder / READY).exists()

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from spice_select.analysis.certificate import Certificate
 from spice_select.analysis.record import BudgetRecord, ObjectiveRecord, SelectionRecord, SourceRecord
 from spice_select.analysis.summary import summarise
-from spice_select.errors import StoreError
+from spice_select.errors import StoreCorrupt, StoreError
 
 
 class Picked:
@@ -74,12 +74,27 @@ def test_the_budget_comes_back_as_it_was_asked(asked: int | float | str | None) 
     assert type(after.budget.asked) is type(asked)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"schema_version": 2}', "\x00"])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"schema_version": 1}', "\x00"])
 def test_no_record(tmp_path: Path, content: str) -> None:
     path = tmp_path / "selection.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(StoreError, match="no record of a run"):
         SelectionRecord.read(path)
+
+
+@pytest.mark.parametrize("version", [0, 2, 9])
+def test_a_record_of_another_version_names_it(version: int) -> None:
+    content = json.dumps({"schema_version": version, "picks": []})
+    with pytest.raises(StoreError, match=f"has schema version {version}, and this program reads version 1"):
+        SelectionRecord.from_json(content)
+
+
+def test_a_record_without_a_checksum_is_read_and_one_that_was_changed_is_not() -> None:
+    content = json.loads(record().to_json())
+    del content["checksum"]
+    assert SelectionRecord.from_json(json.dumps(content)) == record()
+    with pytest.raises(StoreCorrupt, match="checksum differs"):
+        SelectionRecord.from_json(record().to_json().replace('"seed": 0', '"seed": 1'))
 
 
 def test_missing(tmp_path: Path) -> None:
@@ -90,6 +105,7 @@ def test_missing(tmp_path: Path) -> None:
 def test_unknown_fields_are_refused() -> None:
     content = json.loads(record().to_json())
     content["colour"] = "red"
+    del content["checksum"]
     with pytest.raises(StoreError, match="at colour"):
         SelectionRecord.from_json(json.dumps(content))
 

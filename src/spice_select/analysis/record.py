@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,10 @@ from spice_select.analysis.certificate import Certificate
 from spice_select.analysis.summary import Summary
 from spice_select.errors import StoreError
 from spice_select.files import write_text
+from spice_select.seals import opened, sealed
 
 SCHEMA_VERSION = 1
+REMEDY = "select again to write a new one"
 SPICE = "spice"
 """Name of the method of runs that name none."""
 SCORE_COLUMN = "spice_score"
@@ -332,6 +335,7 @@ class SelectionRecord(Entry):
         gradients: Folder of the gradients where it is not the run's own; None where it is, or where none were kept.
         notes: What was found while rows were read and encoded, in plain sentences.
         warnings: Everything the user should know before training on the picks, the summary's warnings included.
+        files: SHA-256 of the files beside the record that later commands take the picks from.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -361,6 +365,7 @@ class SelectionRecord(Entry):
     gradients: str | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    files: dict[str, str] = {}
 
     @property
     def maximised(self) -> bool:
@@ -384,23 +389,25 @@ class SelectionRecord(Entry):
         return elsewhere if elsewhere is not None and elsewhere.is_dir() and not own.is_dir() else own
 
     def to_json(self) -> str:
-        """Indented JSON that :meth:`from_json` reads back to an equal record."""
-        return self.model_dump_json(indent=2) + "\n"
+        """Indented JSON that :meth:`from_json` reads back to an equal record; it ends with a checksum of all before."""
+        return sealed(json.loads(self.model_dump_json()))
 
     @classmethod
     def from_json(cls, text: str | bytes, *, origin: str = "selection.json") -> SelectionRecord:
-        """Read a record.
+        """Read a record; of one that an earlier version has written without a checksum, only the form is checked.
 
         Raises:
             StoreError: No record, or one of another version.
+            StoreCorrupt: It is not what was written.
         """
+        content = opened(text, origin, version=SCHEMA_VERSION, what="record of a run", remedy=REMEDY)
         try:
-            return cls.model_validate_json(text)
+            return cls.model_validate_json(json.dumps(content))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             field = f" (at {where})" if where else ""
-            raise StoreError(f"{origin} is no record of a run{field}; select again to write a new one.") from None
+            raise StoreError(f"{origin} is no record of a run{field}; {REMEDY}.") from None
 
     def write(self, path: Path) -> None:
         """Write ``selection.json``, whole or not at all.

@@ -15,10 +15,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from spice_select.analysis.activity import ConflictActivity
-from spice_select.errors import StoreCorrupt, StoreMismatch
+from spice_select.errors import StoreCorrupt, StoreError, StoreMismatch
 from spice_select.files import explained, make_folder, sync_folder
 
 _CHAIN = 16
+VERSION = 1
+"""Version of the lines."""
 
 
 class PoolEntry(BaseModel):
@@ -91,6 +93,7 @@ class SelectionLog:
 
     Raises:
         StoreMismatch: The file belongs to another run.
+        StoreError: It is of another version.
         StoreCorrupt: A line that is not what was written.
         OutputError: The file cannot be read or written.
     """
@@ -111,7 +114,7 @@ class SelectionLog:
             with explained(path), path.open("r+b") as file:
                 file.truncate(len(whole))
         if not whole:
-            self._write({"identity": identity, "version": 1})
+            self._write({"identity": identity, "version": VERSION})
             sync_folder(path.parent)
             return
         self._load(whole.splitlines(), identity)
@@ -137,6 +140,12 @@ class SelectionLog:
         for number, line in enumerate(lines):
             content = self._checked(line, number)
             if number == 0:
+                version = content.get("version")
+                if version != VERSION:
+                    raise StoreError(
+                        f"{self._path} has version {version}, and this program reads version {VERSION}; use the "
+                        "version of spice-select that wrote it, or start again with --overwrite."
+                    )
                 if content.get("identity") != identity:
                     raise StoreMismatch(
                         f"{self._path} belongs to a run with other rows, another model or other settings; name another "

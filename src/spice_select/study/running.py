@@ -263,6 +263,9 @@ def _train_all(
     keys = {unit.place: bench.key(unit) for unit in units}
     waiting = list(units)
     base = bench.untrained_key()
+    for key in {one.key for one in ledger.read()} & set(keys.values()):
+        # Of a process that was killed between its line and the end.
+        bench.forget(key)
     while True:
         known = ledger.read()
         by_place = {(one.arm, one.budget, one.equal, one.seed, one.key): one for one in known}
@@ -290,6 +293,7 @@ def _train_all(
                     twin = next((one for one in fresh if one.key == key), None)
                     outcome = bench.outcome(unit, twin)
                     ledger.add(outcome)
+                    bench.forget(key)
                     done = len(units) - len(waiting) + 1
                     reporter.note(_line(outcome, done, len(units), again=twin is not None))
                 break

@@ -219,9 +219,6 @@ class Bench:
             suites = self.suites(trained.model, base.tokenizer) if self.suites else {}
         finally:
             self._back(trained, settings)
-            place = self.folder / TRAINER_FOLDER / common["key"][:16]
-            if place.is_dir():
-                remove_tree(place)
         # Forward 2 P a token; backward 2 P for the activations, and 2 P for the weights where those are trained.
         passes = 4.0 if settings.mode == "lora" else 6.0
         mean = float(np.mean([entry["loss"] for entry in trained.history])) if trained.history else None
@@ -241,6 +238,12 @@ class Bench:
             ),
             error=None if finite else "The held-out loss after the training is not finite; set a lower training.lr.",
         )
+
+    def forget(self, key: str) -> None:
+        """Take away the checkpoints of a training whose outcome is in the ledger."""
+        place = self.folder / TRAINER_FOLDER / key[:16]
+        if place.is_dir():
+            remove_tree(place)
 
     def _proxy_size(self) -> int:
         """Weights of the proxy, without loading them where it is another model than the trained one."""

@@ -44,9 +44,9 @@ def write_live(folder: str | Path, identity: str, pools: Sequence[LivePool]) -> 
         ResourceError: The disk is full.
     """
     path = make_folder(folder) / FILE
-    lines = [json.dumps({"version": 1, "identity": identity, "pools": len(pools)})]
-    lines += [json.dumps(pool.model_dump(mode="json"), allow_nan=False) for pool in pools]
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    lines = [json.dumps(pool.model_dump(mode="json"), allow_nan=False) for pool in pools]
+    head = {"version": 1, "identity": identity, "pools": len(pools), "sha256": _digest(lines)}
+    write_text(path, "".join(f"{line}\n" for line in [json.dumps(head), *lines]))
     return path
 
 
@@ -73,9 +73,10 @@ def read_live(folder: str | Path, identity: str | None = None) -> list[LivePool]
     try:
         head = json.loads(lines[0])
         pools = [LivePool.model_validate(json.loads(line)) for line in lines[1:]]
-        if head["pools"] != len(pools):
+        # Files of earlier versions have no digest.
+        if head["pools"] != len(pools) or head.get("sha256", _digest(lines[1:])) != _digest(lines[1:]):
             raise ValueError
-    except (ValueError, KeyError, IndexError, TypeError, ValidationError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, ValidationError):
         raise StoreCorrupt(f"{path} is not what was written; resume from another checkpoint.") from None
     if identity is not None and head.get("identity") != identity:
         raise StoreMismatch(
@@ -83,3 +84,7 @@ def read_live(folder: str | Path, identity: str | None = None) -> list[LivePool]
             "those, or train from the start."
         )
     return pools
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from spice_select.errors import OutputError, StoreError, StoreMismatch
-from spice_select.files import explained, make_folder, remove_file, remove_tree, sync_folder, write_text
+from spice_select.files import explained, make_folder, remove_file, remove_tree, sha256_file, sync_folder, write_text
 from spice_select.training.checkpoints import last_whole
-from spice_select.training.record import RECORD, TrainRecord, changed
+from spice_select.training.record import HELDOUT_ROWS, RECORD, TrainRecord, changed
 
 CARD = "README.md"
 _CHECKPOINTS = "checkpoints"
@@ -76,7 +76,10 @@ class TrainFolder:
         if existing != self.path or self.record.is_file() or (self.checkpoints / _PLAN).is_file():
             return
         others = [entry for entry in self.path.iterdir() if entry.name not in (_LOCK, _CHECKPOINTS)]
-        if others or (self.checkpoints.exists() and any(self.checkpoints.iterdir())):
+        if self.checkpoints.exists():
+            # Half a plan is of a training that was killed as it began.
+            others += [entry for entry in self.checkpoints.iterdir() if not _half_written(entry.name)]
+        if others:
             raise OutputError(f"The output {self.path} holds files that no training has left; name a new folder.")
 
     def finished(self, identity: Mapping[str, Any], *, overwrite: bool) -> TrainRecord | None:
@@ -88,6 +91,7 @@ class TrainFolder:
 
         Raises:
             StoreMismatch: The folder belongs to another training; each difference is named.
+            StoreCorrupt: The model's files are not those that were written.
         """
         if overwrite:
             return None
@@ -96,7 +100,11 @@ class TrainFolder:
         except StoreError as error:
             raise StoreMismatch(str(error)) from None
         if found is not None:
-            self._refuse_another(found.identity, identity)
+            self._refuse_another(found.depends_on, identity)
+            found.verify(self.record)
+            if found.keeps_checkpoints is False:
+                # Killed between its record and the end.
+                self.remove_checkpoints()
             return found
         if last_whole(self.checkpoints) is not None:
             self._refuse_another(self._planned(), _of_weights(identity))
@@ -112,23 +120,26 @@ class TrainFolder:
         Raises:
             OutputError: The folder cannot be written.
         """
+        if (overwrite or self._planned() != _of_weights(identity)) and self.checkpoints.is_dir():
+            for path in self.checkpoints.iterdir():
+                if path.name != _PLAN:
+                    remove_tree(path) if path.is_dir() else remove_file(path)
+        make_folder(self.checkpoints)
+        # The plan is there before the model goes: whatever a kill leaves is known as a training's.
+        write_text(self.checkpoints / _PLAN, json.dumps(_of_weights(identity), indent=2) + "\n")
         if overwrite:
             self._remove_model()
-        if overwrite or self._planned() != _of_weights(identity):
-            remove_tree(self.checkpoints)
-        for stale in self.path.glob(".model-*.tmp"):
-            remove_tree(stale)
-        make_folder(self.checkpoints)
-        write_text(self.checkpoints / _PLAN, json.dumps(_of_weights(identity), indent=2) + "\n")
+        for stale in self.path.glob(".*.tmp"):
+            remove_tree(stale) if stale.is_dir() else remove_file(stale)
 
-    def publish(self, save: Callable[[Path], None]) -> tuple[str, ...]:
+    def publish(self, save: Callable[[Path], None]) -> dict[str, str]:
         """Let a model be written beside its place, and bring it there when it is whole.
 
         Args:
             save: Writes the files into the folder that it is given.
 
         Returns:
-            Names of the files.
+            SHA-256 of each file, by its path.
 
         Raises:
             OutputError: They cannot be written.
@@ -141,17 +152,19 @@ class TrainFolder:
                 save(beside)
                 names = tuple(sorted(entry.name for entry in beside.iterdir()))
                 mode = _new_file_mode(beside)
-                for path in (path for path in beside.rglob("*") if path.is_file()):
+                digests = {}
+                for path in sorted(path for path in beside.rglob("*") if path.is_file()):
                     path.chmod(mode)  # safetensors makes files that nobody else may read
                     with path.open("rb") as file:
                         os.fsync(file.fileno())
+                    digests[path.relative_to(beside).as_posix()] = sha256_file(path)
                 self._remove_model()
                 for name in names:
                     os.replace(beside / name, self.path / name)
         finally:
             remove_tree(beside)
         sync_folder(self.path)
-        return names
+        return digests
 
     def remove_checkpoints(self) -> None:
         """Take away what only an unfinished training needs."""
@@ -190,4 +203,8 @@ def _new_file_mode(folder: Path) -> int:
 
 def _of_weights(identity: Mapping[str, Any]) -> dict[str, Any]:
     """What the steps depend on: held-out rows are measured before and after, and bear on none."""
-    return {name: value for name, value in identity.items() if name != "training.heldout"}
+    return {name: value for name, value in identity.items() if name not in ("training.heldout", HELDOUT_ROWS)}
+
+
+def _half_written(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")

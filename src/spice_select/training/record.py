@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +11,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from spice_select.errors import StoreError
+from spice_select.files import write_text
+from spice_select.seals import FILES, opened, require_files, sealed
 
 RECORD = "training.json"
+REMEDY = "train again with --overwrite"
+HELDOUT_ROWS = "the held-out rows"
+"""Entry of the identity: SHA-256 of the rows themselves, whatever the files are called."""
 
 
 class Entry(BaseModel):
@@ -177,7 +183,8 @@ class TrainRecord(Entry):
         history: Every step.
         heldout: Loss of held-out rows; None where none were given.
         versions: Version of every library that matters, and of Python.
-        files: Files of the model, beside this record and the card.
+        files: SHA-256 of each file of the model, by its path; of a record of an earlier version, the names alone.
+        keeps_checkpoints: Whether checkpoints were to stay beside the model; None in a record of an earlier version.
         command: Command that repeats it.
         warnings: What to know before the model is used.
     """
@@ -198,7 +205,8 @@ class TrainRecord(Entry):
     history: tuple[StepRecord, ...]
     heldout: HeldOutRecord | None = None
     versions: dict[str, str] = {}
-    files: tuple[str, ...]
+    files: dict[str, str] | tuple[str, ...]
+    keeps_checkpoints: bool | None = None
     command: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -207,18 +215,48 @@ class TrainRecord(Entry):
         """Read ``training.json``.
 
         Raises:
-            StoreError: It is missing, or no record.
+            StoreError: It is missing, no record, or of another version.
+            StoreCorrupt: It is not what was written.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            written = path.read_bytes()
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise StoreError(f"{path} cannot be read ({reason}); name the folder of a training.") from None
+        content = opened(written, str(path), version=1, what="record of a training", remedy=REMEDY)
+        try:
+            return cls.model_validate_json(json.dumps(content))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             field = f" (at {where})" if where else ""
-            raise StoreError(f"{path} is no record of a training{field}; train again with --overwrite.") from None
+            raise StoreError(f"{path} is no record of a training{field}; {REMEDY}.") from None
+
+    def write(self, path: Path) -> None:
+        """Write ``training.json`` with a checksum, whole or not at all.
+
+        Raises:
+            OutputError: It cannot be written.
+            ResourceError: The disk is full.
+        """
+        write_text(path, sealed(json.loads(self.model_dump_json())))
+
+    def verify(self, path: Path) -> None:
+        """See whether the model's files are those that were written with this record.
+
+        Args:
+            path: The record.
+
+        Raises:
+            StoreCorrupt: One is missing or has changed.
+        """
+        require_files(path, {FILES: self.files}, remedy=REMEDY)
+
+    @property
+    def depends_on(self) -> dict[str, Any]:
+        """The identity, with what records of an earlier version hold in another place."""
+        held = {HELDOUT_ROWS: self.heldout.digest} if self.heldout is not None else {}
+        return {**held, **self.identity}
 
     def describe(self, folder: Path) -> list[str]:
         """What the terminal says at the end.

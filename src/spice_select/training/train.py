@@ -26,7 +26,14 @@ from spice_select.training.card import render_model_card
 from spice_select.training.checkpoints import last_whole
 from spice_select.training.place import CARD, TrainFolder
 from spice_select.training.progress import Progress
-from spice_select.training.record import HeldOutRecord, LossRecord, StepRecord, TargetRecord, TrainRecord
+from spice_select.training.record import (
+    HELDOUT_ROWS,
+    HeldOutRecord,
+    LossRecord,
+    StepRecord,
+    TargetRecord,
+    TrainRecord,
+)
 from spice_select.training.settings import training_config
 from spice_select.training.sft import Trained, fine_tune, planned_steps, require_trainer
 from spice_select.training.subset import Subset, read_subset, used_template
@@ -136,7 +143,7 @@ class _Job:
             subset = read_subset(self.run, self.config, tokenizer, self.proxy, reporter, whole_pool=self.all_rows)
             heldout = read_heldout_rows(self.config, tokenizer, reporter) if training.heldout else None
             base = self._load()
-            identity = self._identity(subset, base)
+            identity = self._identity(subset, base, heldout)
             if ranks.main:
                 done = self.folder.finished(identity, overwrite=self.overwrite)
         if ranks.broadcast(done is not None):
@@ -169,7 +176,7 @@ class _Job:
             files = self.folder.publish(lambda place: self._save(trained, place))
             record = self._record(subset, base, trained, identity, losses, files)
             write_text(self.folder.path / CARD, render_model_card(record, self.folder.path.resolve().name))
-            write_text(self.folder.record, record.model_dump_json(indent=2) + "\n")
+            record.write(self.folder.record)
             if not self.keep_checkpoints:
                 self.folder.remove_checkpoints()
             return TrainResult(self.folder.path, record)
@@ -183,7 +190,7 @@ class _Job:
         self.reporter.note(f"{model.name}{which}: {str(base.dtype).removeprefix('torch.')} on {base.device}.")
         return base
 
-    def _identity(self, subset: Subset, base: Proxy) -> dict[str, Any]:
+    def _identity(self, subset: Subset, base: Proxy, heldout: TargetRows | None) -> dict[str, Any]:
         """All that the weights depend on; the version of this package, and how often it saves, are no part of it."""
         settings = self.config.training.model_dump(mode="json", exclude={"model", "save_steps"})
         return {
@@ -192,6 +199,7 @@ class _Job:
             "the tokenizer": base.tokenizer_hash,
             "model.dtype": str(base.dtype).removeprefix("torch."),
             "seed": self.config.seed,
+            **({} if heldout is None else {HELDOUT_ROWS: rows_digest(heldout)}),
             **{f"training.{name}": value for name, value in settings.items()},
         }
 
@@ -255,7 +263,7 @@ class _Job:
         trained: Trained,
         identity: Mapping[str, Any],
         heldout: HeldOutRecord | None,
-        files: tuple[str, ...],
+        files: dict[str, str],
     ) -> TrainRecord:
         target = self.config.model
         if heldout is not None and heldout.trained_on:
@@ -296,6 +304,7 @@ class _Job:
             heldout=heldout,
             versions={**versions(), **_installed("trl", "accelerate")},
             files=files,
+            keeps_checkpoints=self.keep_checkpoints,
             command=self.command,
             warnings=tuple(self.reporter.warnings),
         )
