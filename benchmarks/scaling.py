@@ -47,7 +47,7 @@ FITTED = [
     for dim in (128, 256, 512)
     for rows in (5_000, 10_000, 20_000, 40_000)
     for share in (0.01, 0.03, 0.1)
-] + [(10_000, 1024, 500), (20_000, 1024, 2_000), (40_000, 1024, 1_000)]
+] + [(20_000, 1024, 2_000), (40_000, 1024, 1_000), (100_000, 256, 3_000), (200_000, 512, 4_000)]
 
 
 def main() -> None:
@@ -292,7 +292,7 @@ def fit() -> None:
     counting(Pool, "take", "LOOKED_AT", len)
     counting(LogDet, "potentials", "BY_MATRIX", len)
     counting(LogDet, "times", "products", len)
-    counting(BlockedLazy, "_rebuild", "REBUILDS", lambda: 1)
+    counting(BlockedLazy, "_rebuild", "rebuilds", lambda: 1)
     found = []
     for rows, dim, picks in FITTED:
         counts.clear()
@@ -300,20 +300,25 @@ def fit() -> None:
         found.append((rows, dim, picks, dict(counts)))
         print(rows, dim, picks, counts, flush=True)
     n, d, k = (np.array([one[at] for one in found], float) for at in range(3))
-    for label, trifle in (("LOOKED_AT", 1), ("BY_MATRIX", 50), ("REBUILDS", 1)):
-        seen = np.log([one[3].get(label, 0) + trifle for one in found])
+    first = np.minimum(n, 2 * np.maximum(64, np.minimum(1024, n // 32)))
+    for label, floor in (("LOOKED_AT", first), ("BY_MATRIX", np.full(len(n), 20.0))):
+        seen = np.maximum([one[3].get(label, 0) for one in found], floor)
 
-        def misfit(p: np.ndarray, seen: np.ndarray = seen) -> np.ndarray:
-            onset = (k / d) ** p[3]
-            set_in = np.log(onset / (onset + abs(p[4]) ** p[3]))
-            return p[0] + p[1] * np.log(n) + p[2] * np.log(k / n) + set_in + p[5] * np.log(d) - seen
+        def misfit(p: np.ndarray, seen: np.ndarray = seen, floor: np.ndarray = floor) -> np.ndarray:
+            set_in = 1 / (1 + np.exp(np.minimum(p[3] * np.log(abs(p[4]) * d / k), 500)))
+            count = np.exp(p[0] + p[1] * np.log(n) + p[2] * np.log(k / n)) * set_in * (1 + k / d / 5) ** -abs(p[5])
+            return np.log((floor + count) / seen)
 
-        p = least_squares(misfit, [0, 1, 0.3, 3, 1, 0], loss="soft_l1").x
+        starts = [[0, power, 0.5, onset, 1, 0.5] for power in (0, 1) for onset in (2, 5)]
+        tried = [least_squares(misfit, start, loss="soft_l1", f_scale=0.2) for start in starts]
+        p = min(tried, key=lambda one: one.cost).x
         spread = float(np.sqrt(np.mean(misfit(p) ** 2)))
         print(
-            f"{label} = Count(scale={np.exp(p[0]):.4g}, rows={p[1]:.3f}, share={p[2]:.3f}, onset={p[3]:.2f}, "
-            f"knee={abs(p[4]):.2f}, dim={p[5]:.3f})  # spread {spread:.0%}"
+            f"{label} = Count(scale={np.exp(p[0]):.4g}, rows={p[1]:.3f}, share={p[2]:.3f}, onset={p[3]:.1f}, "
+            f"knee={abs(p[4]):.2f}, decay={abs(p[5]):.2f})  # spread {spread:.0%}"
         )
+    renewed = [one[3]["LOOKED_AT"] / one[3]["rebuilds"] / at * 2 for one, at in zip(found, first, strict=True)]
+    print(f"RENEWED = {np.mean(renewed):.2f}")
     print(f"PRODUCTS_A_PICK = {np.mean([one[3]['products'] / one[2] for one in found]):.2f}")
 
 

@@ -67,9 +67,10 @@ def ticking(step: float = 0.5):
 
 
 def test_a_count_by_hand() -> None:
-    count = Count(scale=3.0, rows=1.0, share=0.5, onset=2.0, knee=2.0, dim=0.0)
+    count = Count(scale=3.0, rows=1.0, share=0.5, onset=2.0, knee=2.0, decay=1.0)
     # k / D = 2 is the knee, where half has set in; k / N = 1 / 100.
-    assert count.of(Work(rows=20_000, dim=100, picks=200)) == pytest.approx(3.0 * 20_000 * 0.1 * 0.5)
+    assert count.of(Work(rows=20_000, dim=100, picks=200)) == pytest.approx(3.0 * 20_000 * 0.1 * 0.5 / 1.4)
+    assert Count(1.0, 1.0, 0.0, 60.0, 1.0, 0.0).of(Work(rows=10**6, dim=8192, picks=1)) < 1e-100
 
 
 def test_the_dense_loop_by_hand() -> None:
@@ -131,6 +132,12 @@ def test_more_costs_more(loop: str, n: int, dim: int, picks: int, what: str, tim
     # Small pools are kept in memory, larger ones read again.
     assert 0 < select_bytes(work) <= select_bytes(more) + CACHE_BYTES
     assert 0 < select_reads(work) <= select_reads(more) * 1.25
+
+
+def test_rows_of_one_norm_take_longer() -> None:
+    work = Work(20_000, 256, 2000)
+    assert loop_seconds(replace(work, alike=True), USUAL) > 3 * loop_seconds(work, USUAL)
+    assert select_bytes(replace(work, alike=True)) > select_bytes(work)
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -158,6 +158,7 @@ def with_selection(cost: Cost, config: RunConfig, speeds: Speeds, held: int, sca
         epsilon=settings.sampling_epsilon,
         partitions=min(settings.partitions, cost.usable),
         at_once=scale.fleet.speedup,
+        alike=settings.normalize == "unit",
     )
     loop = loop_seconds(work, speeds)
     more = max(0, cost.examples - cost.rows_read) * (scale.source_bytes // max(1, cost.rows_read))

@@ -16,10 +16,11 @@ from spice_select.analysis.neighbours import MOST_WORK
 from spice_select.analysis.prefixes import CHEAP_WORK
 from spice_select.cost.machine import Speeds
 from spice_select.selection.blocked import ACTIVE_BYTES, GATHER, window
+from spice_select.selection.bounds import TIGHTEN_EVERY
 from spice_select.selection.engines import LAZY_FROM
 from spice_select.selection.fisher import LARGEST_INVERSE
 from spice_select.selection.rows import BLOCK_BYTES, CACHE_BYTES
-from spice_select.selection.symmetric import BLOCK
+from spice_select.selection.symmetric import BLOCK, POWER_STEPS
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Work:
         epsilon: Of the stochastic loop.
         partitions: Parts that are selected from by themselves, before their picks are.
         at_once: Partitions that are under way at the same time.
+        alike: All rows have one norm, so that bounds tell hardly any of them apart.
     """
 
     rows: int
@@ -49,6 +51,7 @@ class Work:
     epsilon: float = 0.01
     partitions: int = 1
     at_once: float = 1.0
+    alike: bool = False
 
     def rounds(self) -> tuple[Work, Work]:
         """One partition, and the picks of all."""
@@ -62,15 +65,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Count:
-    """A number of times that grows as a product of powers, and sets in as picks approach the dimension.
+    """A number of times: powers of N and k / N, little before k nears D, and less again far beyond it.
 
     Attributes:
         scale: Its size.
         rows: Power of N.
         share: Power of k / N.
-        onset: Power with which it sets in below ``knee``.
-        knee: The k / D from which the matrix has been gone through.
-        dim: Power of D.
+        onset: Power of k / D with which it sets in.
+        knee: The k / D by which half has set in.
+        decay: Power with which it falls for k well above 5 D, where bounds tell most rows apart.
     """
 
     scale: float
@@ -78,21 +81,23 @@ class Count:
     share: float
     onset: float
     knee: float
-    dim: float
+    decay: float
 
     def of(self, work: Work) -> float:
         """The count."""
         n, d, k = float(work.rows), float(work.dim), float(max(1, work.picks))
-        set_in = (k / d) ** self.onset
-        set_in = set_in / (set_in + self.knee**self.onset)
-        return self.scale * n**self.rows * (k / n) ** self.share * d**self.dim * set_in
+        # As a logarithm, for such a power of a small number is none.
+        late = self.onset * math.log(self.knee * d / k)
+        set_in = 1.0 / (1.0 + math.exp(min(late, 700.0)))
+        return self.scale * n**self.rows * (k / n) ** self.share * set_in * (1.0 + k / d / 5.0) ** -self.decay
 
 
 # Fitted; see benchmarks/scaling.py.
-LOOKED_AT = Count(scale=9.24, rows=0.828, share=0.133, onset=2.23, knee=1.71, dim=0.086)
-BY_MATRIX = Count(scale=2.71, rows=1.149, share=0.309, onset=4.59, knee=1.27, dim=-0.251)
-REBUILDS = Count(scale=83.7, rows=0.0, share=0.157, onset=2.25, knee=1.71, dim=0.062)
-PRODUCTS_A_PICK = 1.5
+LOOKED_AT = Count(scale=2.18, rows=1.15, share=0.762, onset=19.1, knee=0.985, decay=0.40)
+BY_MATRIX = Count(scale=1.01, rows=1.153, share=0.661, onset=48.7, knee=0.984, decay=0.145)
+RENEWED = 0.9
+"""Rows that enter the active set when it is chosen anew, as a share of its usual size."""
+PRODUCTS_A_PICK = 1.43
 ACTIVE_GROWTH = 1.3
 AGE = 0.2
 """Update vectors by which a row is brought up to date, as a share of D."""
@@ -106,6 +111,8 @@ STOCHASTIC_PICKS, STOCHASTIC_PASSES = 5.0, 5.0
 """A pick of the stochastic loop in bare picks of the lazy one, and in passes over the matrix."""
 # Time over that of one large product or of a bare pick: small blocks, and what goes with each.
 FORMS, TIMES, INNER, PICK = 1.5, 1.6, 1.2, 1.3
+PROOF = 2.0
+"""Time of a proof's Cholesky factorisation over that of as large a product."""
 REBUILD_PICKS = 10.0
 """Fixed time of choosing the active set anew, in picks."""
 
@@ -122,6 +129,8 @@ def resolved_loop(loop: str, fisher: str, rows: int, dim: int) -> str:
 def active_rows(work: Work) -> float:
     """Rows of the active set, on the average."""
     usual = max(64, min(1024, work.rows // 32))
+    if work.alike:
+        return min(work.rows, max(64, ACTIVE_BYTES // (8 * work.dim)))
     return min(usual * ACTIVE_GROWTH, work.rows, max(64, ACTIVE_BYTES // (8 * work.dim)))
 
 
@@ -154,10 +163,17 @@ def loop_seconds(work: Work, speeds: Speeds) -> float:
     return first + k * (n * d * number + d * d * speeds.stream + 3 * n * speeds.elementwise + speeds.pick)
 
 
+def _looked_at(work: Work) -> float:
+    """Rows that are read again, those of the first active set among them."""
+    if work.alike:
+        return float(work.rows)
+    return min(work.rows, 2.0 * max(64, min(1024, work.rows // 32))) + LOOKED_AT.of(work)
+
+
 def _lazy(work: Work, speeds: Speeds) -> float:
     n, d, k = float(work.rows), float(work.dim), float(work.picks)
-    looked = LOOKED_AT.of(work)
-    rebuilds = 1.0 + REBUILDS.of(work)
+    looked = _looked_at(work)
+    rebuilds = 6.0 if work.alike else 1.0 + LOOKED_AT.of(work) / (RENEWED * max(64, min(1024, work.rows // 32)))
     active = active_rows(work)
     made = PRODUCTS_A_PICK * k
     # Up to D/2 members the update vectors stand for the matrix; beyond D = 8192 always.
@@ -166,12 +182,16 @@ def _lazy(work: Work, speeds: Speeds) -> float:
     form = (1 - before) * (d / 2 + BLOCK / 2) + before * vectors / 2
     times = (1 - before) * d + before * vectors
     added = (1 - before) * (d / 2 + BLOCK / 2) + (before * d / 2 if k >= d / 2 else 0.0)
-    matrix = min(BY_MATRIX.of(work), looked)
+    matrix = 0.0 if work.alike else min(BY_MATRIX.of(work), looked)
     looked_over = FORMS * (matrix * form + (looked - matrix) * min(AGE * d, k))
     products = d * (looked_over + TIMES * (made * times + k * added) + INNER * made * active)
     steps = min(32.0, k / rebuilds) / 2
+    # From D picks on the largest eigenvalue of the inverse is proven now and then.
+    proofs = math.log(k / d) / math.log(TIGHTEN_EVERY) + 1 if k > d and work.dim <= LARGEST_INVERSE else 0.0
+    proof = d**3 / 3 * PROOF * speeds.product + POWER_STEPS * d * d * speeds.stream + 3 * n * speeds.sort
     return (
         products * speeds.product
+        + proofs * proof
         + looked * d * speeds.gather
         + rebuilds * (n * speeds.sort + REBUILD_PICKS * speeds.pick + active * d * speeds.read)
         + k * (PICK * speeds.pick + speeds.active * active + steps * (active + d) * speeds.matvec)
@@ -229,7 +249,7 @@ def select_reads(work: Work) -> float:
     if not work.picks:
         return 0.0
     n, k = float(work.rows), float(work.picks)
-    again = LOOKED_AT.of(work) if work.loop == "lazy" else n * k
+    again = _looked_at(work) if work.loop == "lazy" else n * k
     runs = 2.0 if work.penalised else 1.0
     return work.itemsize * work.dim * (runs * (n + again) + n)
 
