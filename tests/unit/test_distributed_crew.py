@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -11,8 +13,10 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from spice_select.config import RunConfig
+from spice_select.demo import demo_model_path
 from spice_select.distributed import cluster as cluster_module
 from spice_select.distributed import crew as crew_module
 from spice_select.distributed.cluster import Cluster, Shape, require_ray
@@ -21,10 +25,12 @@ from spice_select.distributed.messages import Failed
 from spice_select.distributed.parts import each_part
 from spice_select.distributed.worker import Worker
 from spice_select.errors import ConfigError, ModelError, ResourceError, SpiceError, StoreMismatch, told
+from spice_select.gradients.capture import GradientEngine
 from spice_select.gradients.collect import CollectResult, collect_by
 from spice_select.gradients.crew import Opened
 from spice_select.gradients.locks import lease
 from spice_select.gradients.manifest import read_manifest
+from spice_select.gradients.proxy import load_proxy
 from spice_select.gradients.shards import Shard
 from spice_select.reporter import Silent
 from tests.stores import IDENTITY, FakeEngine, contents, examples, fill, settings
@@ -269,6 +275,35 @@ def test_a_worker_that_cannot_open_the_proxy_says_why(hired, tmp_path: Path) -> 
     crew, _ = hired(kind=Wrong)
     with pytest.raises(ModelError, match=r"^The model x has no weights\.$"):
         work(crew, tmp_path)
+
+
+def test_a_worker_opens_the_proxy_as_a_process_alone_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+    threads = torch.get_num_threads()
+    try:
+        worker = Worker({"HF_HUB_OFFLINE": "1"}, 1)
+        assert torch.get_num_threads() == 1
+        config = RunConfig.model_validate({"model": {"name": str(demo_model_path())}, "gradients": {"dim": 128}})
+        found = worker.open(config, None)
+        proxy = load_proxy(config.model, config.gradients)
+        assert isinstance(found, Opened)
+        assert (found.weights, found.tokenizer, found.coverage) == (
+            proxy.weights_hash,
+            proxy.tokenizer_hash,
+            proxy.coverage,
+        )
+        assert found.spec() == GradientEngine(proxy, config.gradients).spec()
+        assert pickle.loads(pickle.dumps(found)) == found
+        (tmp_path / "config.json").write_text("{")
+        config = RunConfig.model_validate({"model": {"name": str(tmp_path)}})
+        with pytest.raises(ModelError) as alone:
+            load_proxy(config.model, config.gradients)
+        failed = worker.open(config, None)
+        assert isinstance(failed, Failed)
+        assert (failed.kinds[0], failed.sentence) == ("ModelError", str(alone.value))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_an_error_at_a_shard_is_that_of_a_process_alone(hired, tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from spice_select.data.status import Status
-from spice_select.errors import StoreCorrupt, StoreError
+from spice_select.errors import StoreCorrupt, StoreError, StoreMismatch
 from spice_select.gradients import store as store_module
 from spice_select.gradients.manifest import Manifest
 from spice_select.gradients.store import ABSENT, GradientStore, estimated_bytes
@@ -98,6 +100,18 @@ def test_few_maps_are_open_at_once(folder: Path, encoded, monkeypatch: pytest.Mo
     assert np.array_equal(store.rows(range(N)), expected(encoded))
     assert len(store._maps) == 2
     assert np.array_equal(store.rows([0, 29, 9]), expected(encoded)[[0, 29, 9]])
+
+
+def test_a_store_travels_as_its_folder(tmp_path: Path, encoded) -> None:
+    fill(tmp_path, encoded)
+    sent = pickle.dumps(GradientStore.open(tmp_path))
+    assert len(sent) < 1000
+    again = pickle.loads(sent)
+    assert np.array_equal(again.rows(range(N)), expected(encoded)) and again.folder == tmp_path
+    shutil.rmtree(tmp_path)
+    fill(tmp_path, examples(N, seed=9))
+    with pytest.raises(StoreMismatch, match="was replaced while it was in use"):
+        pickle.loads(sent)
 
 
 def test_a_folder_without_a_store_is_named(tmp_path: Path) -> None:
