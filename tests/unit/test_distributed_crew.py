@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from spice_select import pipeline
 from spice_select.config import RunConfig
-from spice_select.demo import demo_model_path
+from spice_select.demo import demo_model_path, demo_rows
 from spice_select.distributed import cluster as cluster_module
 from spice_select.distributed import crew as crew_module
 from spice_select.distributed.cluster import Cluster, Shape, require_ray
@@ -33,6 +34,7 @@ from spice_select.gradients.manifest import read_manifest
 from spice_select.gradients.proxy import load_proxy
 from spice_select.gradients.shards import Shard
 from spice_select.reporter import Silent
+from tests.integration.rows import write_jsonl
 from tests.stores import IDENTITY, FakeEngine, contents, examples, fill, settings
 
 ROWS = 60
@@ -304,6 +306,32 @@ def test_a_worker_opens_the_proxy_as_a_process_alone_does(tmp_path: Path, monkey
         assert (failed.kinds[0], failed.sentence) == ("ModelError", str(alone.value))
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("precondition", ["none", "adam"])
+def test_a_warm_up_reaches_the_workers_by_its_checkpoint(
+    hired, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precondition: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    rows = write_jsonl(tmp_path / "rows.jsonl", demo_rows(seed=2)[:12])
+    found = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name in ("alone", "crew"):
+            settings = {
+                "data": {"sources": (str(rows),)},
+                "model": {"name": str(demo_model_path())},
+                "output": {"folder": str(tmp_path / name)},
+                "schedule": {"warmup_steps": 2, "batch_size": 4},
+                "gradients": {"dim": 64, "shard_rows": 4, "precondition": precondition},
+            }
+            workers = None if name == "alone" else hired(kind=Worker)[0]
+            pipeline.collect(RunConfig.model_validate(settings), Silent(), workers=workers)
+            found[name] = contents(tmp_path / name / "gradients")
+    finally:
+        torch.set_num_threads(threads)
+    assert found["crew"] == found["alone"]
 
 
 def test_an_error_at_a_shard_is_that_of_a_process_alone(hired, tmp_path: Path) -> None:
