@@ -137,6 +137,23 @@ def test_tensor_folds_narrow_layers_and_tells_them_by_their_shape() -> None:
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("together", [1, 2])
+def test_squared_norms_of_large_layers_are_exact(together: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = Layer("large", 1500, 1300)
+    a, d = torch.randn(together, 40, 1300, generator=generator), torch.randn(together, 40, 1500, generator=generator)
+    # Channels of very unequal size, as those of real models are.
+    a *= torch.exp(2 * torch.randn(1300, generator=generator))
+    exact = [float((y.double().t() @ x.double()).square().sum()) for x, y in zip(a, d, strict=True)]
+    for sketch in (FoldSketch([layer], 64, 0, CPU), TwoSidedSketch([layer], 4, 64, 0, CPU)):
+        sketch.begin(together)
+        sketch.add(Factors(0, range(together), list(a), list(d), (a, d)))
+        np.testing.assert_allclose(sketch.squared_norms().numpy(), exact, rtol=3e-6)
+        sketch.begin(together)
+        sketch.add_whole(0, range(together), d.transpose(1, 2) @ a)
+        np.testing.assert_allclose(sketch.squared_norms().numpy(), exact, rtol=3e-6)
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(10, 16), (16, 40), (40, 16), (33, 50)])
 def test_tensor_places_are_spread_evenly(rows: int, columns: int) -> None:
     layer = Layer("any", rows, columns)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from typing_extensions import override
 
-from spice_select.gradients.factors import Factors, Sketch
+from spice_select.gradients.factors import Factors, Sketch, squared_norms
 from spice_select.gradients.fold import FoldSketch
 from spice_select.gradients.layers import Layer
 from spice_select.gradients.random import Stream
@@ -117,7 +117,7 @@ class TensorSketch(Sketch):
                 d.diagonal(first).fill_(1)
                 self._sums[example] += self._products(sides, a, d).sum(0)
             if self._exact is not None:
-                self._norms[layer, example] = torch.linalg.vector_norm(gradient).square()
+                self._norms[layer, example] = squared_norms(gradient[None])[0]
 
     @override
     def finish(self) -> Float[Tensor, "b dim"]:

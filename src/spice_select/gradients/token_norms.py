@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spice_select.gradients.factors import squared_norms
+
 # Rows of a strip at least, and input matrices kept: those of a batch's examples for one layer and the next.
 _STRIP = 48
 _HELD = 64
@@ -31,9 +33,9 @@ class TokenNorms:
         if tokens * (rows + columns) >= 1.6 * rows * columns:
             if self._gradient.numel() < rows * columns:
                 self._gradient = torch.empty(rows * columns, device=inputs.device)
-            flat = self._gradient[: rows * columns]
-            torch.mm(outputs.t(), inputs, out=flat.view(rows, columns))
-            return torch.dot(flat, flat)
+            gradient = self._gradient[: rows * columns].view(rows, columns)
+            torch.mm(outputs.t(), inputs, out=gradient)
+            return squared_norms(gradient[None])[0]
         pairs = zip(self._input_strips(inputs), _strips(outputs), strict=True)
         return sum((torch.dot(a.view(-1), d.view(-1)) for a, d in pairs), start=self._zero)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from spice_select.gradients.factors import Factors, Sketch
+from spice_select.gradients.factors import Factors, Sketch, squared_norms
 from spice_select.gradients.fold import LANES, add_lanes, fold_lanes, period
 from spice_select.gradients.layers import Layer
 from spice_select.gradients.random import Stream
@@ -88,8 +88,7 @@ class TwoSidedSketch(Sketch):
         tables = tables if columns_side is None else tables @ columns_side
         self._take(layer, examples, tables.flatten(1))
         if self._exact is not None:
-            norms = torch.linalg.vector_norm(gradients.flatten(1), dim=1).square()
-            self._norms[layer, examples[0] : examples[-1] + 1] = norms
+            self._norms[layer, examples[0] : examples[-1] + 1] = squared_norms(gradients)
 
     @override
     def finish(self) -> Float[Tensor, "b dim"]:
