@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from spice_select.config import RunConfig, resolve
 from spice_select.cost import Cost, Scale, estimate, in_pools, with_warmup
-from spice_select.cost.collecting import ALLOCATOR_BYTES, Fleet, Speed, collect_bytes, planned, store_bytes
+from spice_select.cost.collecting import ALLOCATOR_BYTES, Fleet, Speed, collect_bytes, planned, row_bytes, store_bytes
 from spice_select.cost.machine import Speeds, measure_speeds
 from spice_select.cost.selecting import (
     Count,
@@ -251,7 +251,7 @@ def test_a_larger_size_costs_in_proportion(engine: GradientEngine) -> None:
     assert large.collect_memory_bytes > given_rows.collect_memory_bytes + 160_000 * 1000
     assert shared.gradient_seconds == pytest.approx(large.gradient_seconds / 4, rel=1e-6)
     assert large.network_bytes == 0
-    moved = 3 * (large.model_bytes + 40_000 * 4000) + large.disk_bytes * 3 / 4
+    moved = 3 * large.model_bytes + (row_bytes(rows(40)) * 160_000 + large.disk_bytes) * 3 / 4
     assert shared.collect_network_bytes == pytest.approx(moved)
     assert shared.select_network_bytes > large.disk_bytes
 

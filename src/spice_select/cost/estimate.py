@@ -123,9 +123,9 @@ def estimate(
             speed, dim, itemsize, settings.shard_rows, rows, max(0, rows - len(encoded)), per_row
         ),
         device_memory_bytes=speed.device_bytes,
-        # Each other machine gets the weights and the rows; what it measures goes to the storage that all share.
+        # Each other machine reads the weights; it is sent the tokens of its shards, and writes them to shared storage.
         collect_network_bytes=round(
-            others * (weights + scale.source_bytes * ratio) + disk * others / scale.fleet.machines
+            others * weights + (row_bytes(encoded) * rows + disk) * others / scale.fleet.machines
         ),
         reading_seconds=max(0.0, first + (again or first) * (ratio - 1)),
         loading_seconds=scale.seconds.get("model", 0.0),

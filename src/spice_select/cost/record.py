@@ -27,8 +27,8 @@ class Cost(BaseModel):
         collect_memory_bytes: Largest memory of the collect in one process, files that are mapped aside.
         select_memory_bytes: The same of the selection.
         device_memory_bytes: Largest memory on a GPU seen while measuring.
-        collect_network_bytes: What crosses the network in a collect: weights and rows to each other machine, and their
-            gradients to the storage that all share. 0 on one machine.
+        collect_network_bytes: What crosses the network in a collect: weights to each other machine, tokens of the rows
+            that it measures, and their gradients to the storage that all share. 0 on one machine.
         select_network_bytes: The same of the selection: gradients read from the shared storage.
         reading_seconds: Time to read and encode the rows.
         loading_seconds: Time to load the proxy.
