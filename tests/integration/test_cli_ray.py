@@ -188,6 +188,10 @@ def start_of(pid: int) -> str:
         (("--workers", "2"), "--workers 2 goes with --engine ray; add that, or leave --workers out."),
         (("--address", "auto"), "--address auto goes with --engine ray; add that, or leave --address out."),
         (("--engine", "ray", "--workers", "0"), "--workers cannot be 0; give at least 1."),
+        (
+            ("--engine", "ray", "--address", "head"),
+            "--address cannot be 'head'; give auto, or HOST:PORT as 'ray start' prints it.",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(

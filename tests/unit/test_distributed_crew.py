@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -468,6 +469,15 @@ def test_more_workers_than_gpus_and_devices_by_number_are_refused(monkeypatch: p
         Cluster(3, "auto").start("auto", "model.device")
     with pytest.raises(ConfigError, match=r"'model.device' cannot be 'cuda:1' with --engine ray"):
         Cluster(1, "auto").start("cuda:1", "model.device")
+
+
+def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    ray = SimpleNamespace(is_initialized=lambda: False, shutdown=lambda: None)
+    monkeypatch.setattr(cluster_module, "require_ray", lambda: ray)
+    with pytest.raises(ResourceError, match=rf"The Ray cluster at 127\.0\.0\.1:{port} cannot be joined \(.*refused\)"):
+        Cluster(1, f"127.0.0.1:{port}").start("cpu", "model.device")
 
 
 def test_without_ray_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from contextlib import suppress
@@ -22,6 +24,7 @@ _LEAST_STORE, _MOST_STORE, _STORE_PER_WORKER = 128 << 20, 512 << 20, 64 << 20
 # A socket's path has 107 bytes, of which Ray's own part takes about 70.
 _LONGEST_FOLDER = 30
 _TRIES = 3
+_ANSWER_S = 10.0
 _PASSED_ON = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM")
 
 
@@ -89,6 +92,8 @@ class Cluster:
             )
         if address is None:
             _guard()
+        elif address != "auto" and not re.fullmatch(r"[^\s:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", address):
+            raise ConfigError(f"--address cannot be '{address}'; give auto, or HOST:PORT as 'ray start' prints it.")
         self.ray: Any = require_ray()
         self._workers = workers
         self._address = address
@@ -144,6 +149,7 @@ class Cluster:
         for left in reversed(range(_TRIES)):
             try:
                 if self._address is not None:
+                    _require_answer(self._address)
                     self.ray.init(address=self._address, **quiet)
                 else:
                     self.ray.init(**self._local(), **quiet)
@@ -211,6 +217,18 @@ def _guard() -> None:
     if os.environ.get("RAY_AUTH_MODE", "token") == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Without one, Ray would leave a token in the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _require_answer(address: str) -> None:
+    """Ask whether anyone listens, which Ray does for minutes.
+
+    Raises:
+        OSError: Nobody does.
+    """
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S):
+            pass
 
 
 def _cores() -> int:
