@@ -74,7 +74,7 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def store(folder: Path, engine: Engine, pool: Encoded = POOL, **settings: object) -> GradientStore:
+def store(folder: Path, engine: Engine, pool: Encoded = POOL, /, **settings: object) -> GradientStore:
     config = GradientConfig.model_validate({"dim": DIM, "shard_rows": 12, "batch_tokens": 200, **settings})
     return collect(pool, engine, folder, config, identity=IDENTITY).store
 
