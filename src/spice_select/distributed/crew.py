@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -105,8 +106,12 @@ class RayCrew:
 
     def close(self) -> None:
         """End the workers, and the cluster where it was started here."""
-        self._dismiss()
-        self._cluster.stop()
+        try:
+            # A cluster that is gone has no workers left to end, and the error that told of it is the one to be seen.
+            with suppress(self._ray.exceptions.RayError):
+                self._dismiss()
+        finally:
+            self._cluster.stop()
 
     def begin(self, config: RunConfig) -> None:
         """Start the cluster and the workers, which load their libraries while this process reads the rows.

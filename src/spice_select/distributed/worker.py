@@ -42,6 +42,10 @@ class Worker:
 
         # Seconds of imports, while the process that sends the work still reads its rows.
         import_module("spice_select.schedule.session")
+        transformers = import_module("transformers")
+        for name in ("AutoModelForCausalLM", "AutoTokenizer"):
+            # Loaded when they are asked for.
+            getattr(transformers, name)
 
         torch.set_num_threads(threads)
         self._engine: GradientEngine | None = None
