@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from spice_select.errors import StoreCorrupt
 from spice_select.files import atomic_file, remove_temporaries, sha256_file, write_text
 from spice_select.gradients.shards import map_array
+from spice_select.seals import CHECKSUM, sealed
 
 CHUNK_ROWS = 256
 CHUNK_BYTES = 1 << 26
@@ -60,7 +61,23 @@ class _Marker(BaseModel):
     non_finite: tuple[int, ...]
 
     def text(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+        """The file: JSON that ends with a checksum, as nothing else tells which rows are finite."""
+        return sealed(self.model_dump(mode="json"))
+
+    @classmethod
+    def of(cls, written: bytes) -> _Marker:
+        """The marker that a file holds.
+
+        Raises:
+            ValueError: It holds none.
+        """
+        content = json.loads(written)
+        if not isinstance(content, dict) or not content.pop(CHECKSUM, None):
+            raise ValueError(written)
+        marker = cls.model_validate(content)
+        if marker.text().encode() != written:
+            raise ValueError(written)
+        return marker
 
 
 def plan_chunks(counts: Int[np.ndarray, " n"], dim: int) -> tuple[Chunk, ...]:
@@ -154,14 +171,13 @@ class TokenFiles:
         path = self.states_path(chunk)
         try:
             written = self.marker_path(chunk).read_bytes()
-            marker = _Marker.model_validate_json(written)
+            marker = _Marker.of(written)
             whole = (
-                marker.text().encode() == written
-                and (marker.store, marker.start, marker.stop) == (self._identity, chunk.start, chunk.stop)
+                (marker.store, marker.start, marker.stop) == (self._identity, chunk.start, chunk.stop)
                 and path.stat().st_size == marker.bytes
                 and sha256_file(path) == marker.sha256
             )
-        except (OSError, ValidationError):
+        except (OSError, ValueError, RecursionError):
             whole = False
         if not whole:
             raise self._corrupt(chunk)
@@ -177,12 +193,9 @@ class TokenFiles:
             # Nothing cannot be mapped.
             return np.empty((0, self.dim), np.float32)
         try:
-            found = map_array(self.states_path(chunk))
+            return map_array(self.states_path(chunk), np.dtype(np.float32), (self.tokens(chunk), self.dim))
         except (OSError, ValueError):
             raise self._corrupt(chunk) from None
-        if found.dtype != np.float32 or found.shape != (self.tokens(chunk), self.dim):
-            raise self._corrupt(chunk)
-        return np.asarray(found)
 
     def _corrupt(self, chunk: Chunk) -> StoreCorrupt:
         return StoreCorrupt(f"{self.states_path(chunk)} is not what was written; run the same command again.")

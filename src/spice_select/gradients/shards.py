@@ -230,27 +230,38 @@ class ShardFiles:
 
     def _load(self, path: Path, dtype: np.dtype, shape: Sequence[int], *, mapped: bool) -> np.ndarray:
         try:
-            array = map_array(path)
+            array = map_array(path, dtype, tuple(shape))
         except (OSError, ValueError) as error:
-            raise _corrupt(path, f"it is no array: {error}") from None
-        if array.dtype != dtype or array.shape != tuple(shape):
-            raise _corrupt(path, f"it holds {array.dtype} of shape {array.shape}")
-        return np.asarray(array) if mapped else np.array(array)
+            raise _corrupt(path, f"it is no array of this shard: {error}") from None
+        return array if mapped else np.array(array)
 
 
-def map_array(path: Path) -> np.ndarray:
-    """An array of a file, mapped: whatever size the file declares, nothing is allocated, and nothing is unpickled.
+def map_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of a file, mapped: whatever the file declares, nothing is allocated, and nothing is unpickled.
+
+    Args:
+        path: The file, in the first version of NumPy's form.
+        dtype: Dtype that it must have.
+        shape: Shape that it must have.
 
     Raises:
         OSError: There is no such file, or it cannot be mapped.
-        ValueError: It holds no array.
+        ValueError: It holds something else.
     """
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except OSError:
-        raise
-    except Exception as error:  # the header is text of Python, and its parsers raise what they raise
-        raise ValueError(f"{type(error).__name__}, {str(error).splitlines()[0] if str(error) else ''}") from None
+    with path.open("rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            header = np.lib.format.read_array_header_1_0(file) if version == (1, 0) else None
+        except OSError:
+            raise
+        except Exception as error:  # the header is text of Python, and its parsers raise what they raise
+            said = next(iter(str(error).splitlines()), "")
+            raise ValueError(f"{type(error).__name__}, {said}") from None
+        begin = file.tell()
+    if header != (shape, False, dtype):
+        held = "another version of the form" if header is None else f"{header[2]} of shape {header[0]}"
+        raise ValueError(f"it holds {held}")
+    return np.asarray(np.memmap(path, dtype, "r", begin, shape))
 
 
 def _corrupt(path: Path, reason: str) -> StoreCorrupt:
