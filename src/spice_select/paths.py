@@ -12,8 +12,11 @@ _LONGEST = 4096
 
 def absolute(name: str) -> str:
     """A name of something on this disk as a whole path; any other, such as a Hub id, as it is."""
-    local = os.path.expanduser(name)
-    return os.path.abspath(local) if len(local) <= _LONGEST and os.path.exists(local) else name
+    try:
+        local = os.path.expanduser(name)
+        return os.path.abspath(local) if len(local) <= _LONGEST and os.path.exists(local) else name
+    except ValueError:  # a NUL, which no path has; whoever opens it says so
+        return name
 
 
 def with_whole_paths(config: RunConfig) -> RunConfig:

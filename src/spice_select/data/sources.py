@@ -116,7 +116,7 @@ def _read_source(given: str, split: str, limit: int | None, notes: list[str]) ->
     try:
         path = Path(given).expanduser()
         is_folder, is_there = path.is_dir(), path.exists()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"The source {given[:200]!r} cannot be looked for ({reason.lower()}); mend its name.") from None
     if is_folder:

@@ -319,7 +319,7 @@ def _form(path: Path) -> Iterator[None]:
     """Turn a row that is not in its benchmark's form into one sentence about the file."""
     try:
         yield
-    except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, csv.Error) as error:
         if isinstance(error, DataError):
             raise
         told = f"no column {error.args[0]!r}" if isinstance(error, KeyError) else str(error)

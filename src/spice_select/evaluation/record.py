@@ -156,7 +156,7 @@ def read_finished(folder: Path | None, name: str, identity: str, kind: type[Resu
     try:
         found = json.loads((folder / TASKS / f"{name}.json").read_bytes())
         return kind.model_validate(found["result"]) if found["identity"] == identity else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

@@ -69,14 +69,15 @@ def read_live(folder: str | Path, identity: str | None = None) -> list[LivePool]
             "a training with the same live selection wrote to its end."
         )
     with explained(path, "read"):
-        lines = path.read_text("utf-8").splitlines()
+        content = path.read_bytes()
     try:
+        lines = content.decode("utf-8").splitlines()
         head = json.loads(lines[0])
         pools = [LivePool.model_validate(json.loads(line)) for line in lines[1:]]
         # Files of earlier versions have no digest.
         if head["pools"] != len(pools) or head.get("sha256", _digest(lines[1:])) != _digest(lines[1:]):
             raise ValueError
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, ValidationError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, ValidationError):
         raise StoreCorrupt(f"{path} is not what was written; resume from another checkpoint.") from None
     if identity is not None and head.get("identity") != identity:
         raise StoreMismatch(

@@ -174,7 +174,7 @@ class TrainFolder:
         """What the checkpoints that are here depend on."""
         try:
             return dict(json.loads((self.checkpoints / _PLAN).read_bytes()))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return {}
 
     def _remove_model(self) -> None:
