@@ -27,13 +27,17 @@ _ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Text without a character that a terminal acts on: each is written as an escape, as Python writes it.
+    """Text without a character that a terminal acts on: each is written as an escape, as JSON writes it.
 
     Args:
         text: Anything, such as a value of a file.
         keep: Characters that stay, such as a line feed.
     """
-    return _ACTING.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
+    return _ACTING.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+
+
+def _escaped(one: str) -> str:
+    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(one, f"\\u{ord(one):04x}")
 
 
 class SpiceError(Exception):

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 
-from spice_select.errors import ResourceError, SpiceError
+from spice_select.errors import ResourceError, SpiceError, printable
 
 _INTERRUPTED = 130
 _GOES_ON = "Interrupted; the same command takes up the work where it stopped."
@@ -49,5 +49,5 @@ def main() -> None:
 
 
 def _fail(sentence: str, code: int) -> None:
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    print(f"error: {printable(sentence)}", file=sys.stderr, flush=True)
     sys.exit(code)

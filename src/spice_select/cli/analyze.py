@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spice_select.cli import options as o
-from spice_select.cli.console import ConsoleReporter
+from spice_select.cli.console import ConsoleReporter, say
 
 WIDEST = 120
 
@@ -52,8 +52,8 @@ def analyze(
             reporter=reporter,
         )
     if as_json:
-        typer.echo(analysis.model_dump_json())
+        say(analysis.model_dump_json())
         return
     width = max(80, min(shutil.get_terminal_size((80, 24)).columns, WIDEST))
     for line in analysis.describe(width):
-        typer.echo(line)
+        say(line)

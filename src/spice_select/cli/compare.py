@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spice_select.cli import options as o
-from spice_select.cli.console import ConsoleReporter
+from spice_select.cli.console import ConsoleReporter, say
 from spice_select.errors import ConfigError
 
 WIDEST = 120
@@ -103,10 +103,10 @@ def compare(
             train=train,
         )
     if as_json:
-        typer.echo(result.contest.model_dump_json())
+        say(result.contest.model_dump_json())
     else:
         for line in result.describe(max(80, min(shutil.get_terminal_size((80, 24)).columns, WIDEST))):
-            typer.echo(line)
+            say(line)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 

@@ -7,11 +7,19 @@ import sys
 import time
 from types import TracebackType
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from spice_select.errors import printable
+
 _PLAIN_INTERVAL_S = 10.0
+
+
+def say(text: str = "", *, nl: bool = True, err: bool = False) -> None:
+    """Print lines, or JSON, for a person or a program: text of strangers is in them, and no terminal acts on it."""
+    typer.echo(printable(text, keep="\n"), nl=nl, err=err)
 
 
 class ConsoleReporter:
@@ -42,16 +50,16 @@ class ConsoleReporter:
         self._stop()
         self._first, self._last_line = None, 0.0
         if not self._quiet:
-            self._console.print(f"[bold]{escape(name)}[/bold]")
+            self._console.print(f"[bold]{escape(printable(name))}[/bold]")
 
     def note(self, line: str) -> None:
         """A fact worth reading."""
         if not self._quiet:
-            self._console.print(f"  {escape(line)}")
+            self._console.print(f"  {escape(printable(line))}")
 
     def warn(self, line: str) -> None:
         """Something the user should act on or know; printed even when quiet."""
-        self._console.print(f"  [yellow]warning:[/yellow] {escape(line)}")
+        self._console.print(f"  [yellow]warning:[/yellow] {escape(printable(line))}")
 
     def advance(self, done: int, total: int, tokens: int, seconds: float, detail: str = "") -> None:
         """Examples done of all, with the tokens and seconds that those done in this process took, and more in words."""

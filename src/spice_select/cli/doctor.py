@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from spice_select.cli import options as o
+from spice_select.cli.console import say
 from spice_select.cli.show import size
 
 
@@ -23,18 +24,18 @@ def doctor(
     settings = o.settings(config=config, overrides=overrides, model__name=model)
     found = examine(settings.model, settings.gradients)
     if as_json:
-        typer.echo(found.model_dump_json())
+        say(found.model_dump_json())
     else:
-        typer.echo("versions   " + ", ".join(f"{name} {number}" for name, number in found.versions.items()))
+        say("versions   " + ", ".join(f"{name} {number}" for name, number in found.versions.items()))
         memory = f", {size(found.device_memory_bytes)} of its own" if found.device_memory_bytes else ""
-        typer.echo(f"device     {found.device} ({found.device_name}{memory}), {found.cores} cores")
-        typer.echo(f"memory     {size(found.memory_bytes)}")
-        typer.echo(f"disk       {size(found.disk_free_bytes)} free here")
+        say(f"device     {found.device} ({found.device_name}{memory}), {found.cores} cores")
+        say(f"memory     {size(found.memory_bytes)}")
+        say(f"disk       {size(found.disk_free_bytes)} free here")
         if found.gradients is None:
-            typer.echo("gradients  not tested; name a model with --model")
+            say("gradients  not tested; name a model with --model")
         else:
             check = found.gradients
-            typer.echo(
+            say(
                 f"gradients  {'pass' if check.passed else 'FAIL'}: {check.compared} of the {check.layers} layers of "
                 f"{check.model} agree with autograd to {check.largest_relative_error:.1e} relative; "
                 f"{check.coverage:.1%} of the non-embedding weights covered"

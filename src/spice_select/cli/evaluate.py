@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spice_select.cli import options as o
-from spice_select.cli.console import ConsoleReporter
+from spice_select.cli.console import ConsoleReporter, say
 from spice_select.config import RunConfig
 from spice_select.errors import ConfigError
 
@@ -93,16 +93,16 @@ def evaluate(
     with ConsoleReporter(quiet=quiet or as_json) as reporter:
         evaluation = evaluate_model(request, config, reporter)
     if as_json:
-        typer.echo(evaluation.model_dump_json())
+        say(evaluation.model_dump_json())
         return
     for line in evaluation.describe():
-        typer.echo(line)
-    typer.echo("")
+        say(line)
+    say("")
     if output is not None:
-        typer.echo(f"Record: {output / FILE}")
+        say(f"Record: {output / FILE}")
     else:
         place = Path(model).expanduser() / "evaluation" if Path(model).expanduser().is_dir() else "FOLDER"
-        typer.echo(f"Nothing was kept; --output {place} keeps it, and takes it up when interrupted.")
+        say(f"Nothing was kept; --output {place} keeps it, and takes it up when interrupted.")
 
 
 def _settings(run: Path | None, overrides: list[str] | None, seed: int | None, heldout: list[str] | None) -> RunConfig:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spice_select.cli import options as o
+from spice_select.cli.console import say
 from spice_select.errors import ConfigError
 from spice_select.export.formats import FOLDERS, TABLES, Format
 
@@ -74,7 +75,7 @@ def export(
         pushed = push_dataset(run.path, SelectionRecord.read(run.record), push_to_hub, private=private)
         said["hub"] = {"repository": pushed.repository, "address": pushed.address, "files": list(pushed.files)}
         lines.append(f"{len(pushed.files)} files are at {pushed.address}.")
-    typer.echo(json.dumps(said) if as_json else "\n".join(lines))
+    say(json.dumps(said) if as_json else "\n".join(lines))
 
 
 def _refuse_misfits(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from spice_select.cli import options as o
+from spice_select.cli.console import say
 
 
 def methods(
@@ -20,8 +21,8 @@ def methods(
     entries = list_methods() if name is None else [describe_method(name)]
     if as_json:
         found = [entry.model_dump(mode="json") for entry in entries]
-        typer.echo(json.dumps(found if name is None else found[0], indent=2, ensure_ascii=False))
+        say(json.dumps(found if name is None else found[0], indent=2, ensure_ascii=False))
         return
     for entry in entries:
         for line in entry.describe(settings=name is not None):
-            typer.echo(line)
+            say(line)

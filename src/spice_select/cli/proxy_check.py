@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from spice_select.cli import options as o
-from spice_select.cli.console import ConsoleReporter
+from spice_select.cli.console import ConsoleReporter, say
 
 Proxy = Annotated[str | None, typer.Option("--proxy", "-m", help="Model that would choose: folder or Hub id.")]
 Target = Annotated[str, typer.Option("--target", "-t", help="Model that would be trained on the picks.")]
@@ -48,7 +48,7 @@ def proxy_check(
     with ConsoleReporter(quiet=quiet or as_json) as reporter:
         found = check_proxy(settings, target, reporter, sample=sample, budget=budget)
     if as_json:
-        typer.echo(found.model_dump_json())
+        say(found.model_dump_json())
         return
     for line in found.describe():
-        typer.echo(line)
+        say(line)

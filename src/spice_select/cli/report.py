@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from spice_select.cli import options as o
+from spice_select.cli.console import say
 
 
 def report(
@@ -37,13 +38,13 @@ def report(
     done = report_runs(runs, output=output, markdown=markdown, gradients=gradients)
     file = None if done.markdown_file is None else str(done.markdown_file)
     if as_json:
-        typer.echo(
+        say(
             json.dumps({"page": None if done.page is None else str(done.page), "markdown": done.markdown, "file": file})
         )
         return
     if done.markdown is not None and file is None:
-        typer.echo(done.markdown, nl=False)
+        say(done.markdown, nl=False)
     for written in (done.page, done.markdown_file):
         if written is not None:
             # The markdown alone goes to stdout, so that it can be piped.
-            typer.echo(f"The report is {written}.", err=done.markdown is not None and file is None)
+            say(f"The report is {written}.", err=done.markdown is not None and file is None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-import typer
+from spice_select.cli.console import say
 
 if TYPE_CHECKING:
     from spice_select.cost import Cost
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 def show_result(result: RunResult, *, as_json: bool) -> None:
     """Print what was chosen and where it is."""
     if as_json:
-        typer.echo(result.record.model_dump_json())
+        say(result.record.model_dump_json())
         return
     for line in result.describe():
-        typer.echo(line)
+        say(line)
 
 
 def show_store(result: StoreResult, *, as_json: bool) -> None:
     """Print what was collected and where it is."""
     if as_json:
-        typer.echo(result.model_dump_json())
+        say(result.model_dump_json())
         return
     for line in result.describe():
-        typer.echo(line)
+        say(line)
 
 
 def show_cost(cost: Cost, *, as_json: bool) -> None:
@@ -35,16 +35,16 @@ def show_cost(cost: Cost, *, as_json: bool) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:
-        typer.echo(cost.model_dump_json())
+        say(cost.model_dump_json())
         return
     where = "this machine" if cost.machines == 1 else f"{cost.machines:,} machines like this one"
     with_workers = f", by {cost.workers:,} workers" if cost.workers > 1 else ""
-    typer.echo(f"Predicted cost on {where}{with_workers}; nothing was written.")
+    say(f"Predicted cost on {where}{with_workers}; nothing was written.")
     for name, value in _cost_lines(cost).items():
-        typer.echo(f"  {name:<16} {value}")
+        say(f"  {name:<16} {value}")
     if cost.disk_bytes + cost.result_bytes > cost.disk_free_bytes:
         what = "gradients do" if cost.kept else "inner products do"
-        typer.echo(f"warning: the {what} not fit on this disk; name another output folder.", err=True)
+        say(f"warning: the {what} not fit on this disk; name another output folder.", err=True)
 
 
 def _cost_lines(cost: Cost) -> dict[str, str]:

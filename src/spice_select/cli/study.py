@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from spice_select.cli import options as o
-from spice_select.cli.console import ConsoleReporter
+from spice_select.cli.console import ConsoleReporter, say
 from spice_select.errors import ConfigError
 
 WIDEST = 120
@@ -129,17 +129,17 @@ def study(
             from spice_select.study.pricing import price
 
             for line in price(settings, parse_arms(methods, settings), plan, reporter).describe():
-                typer.echo(line)
+                say(line)
             return
         with started(workers, overwrite=overwrite):
             result = run_study(settings, parse_arms(methods, settings), plan, reporter)
     if result is None:
         return
     if as_json:
-        typer.echo(result.study.model_dump_json())
+        say(result.study.model_dump_json())
     else:
         for line in result.describe(max(80, min(shutil.get_terminal_size((80, 24)).columns, WIDEST))):
-            typer.echo(line)
+            say(line)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from spice_select.cli import options as o
-from spice_select.cli.console import ConsoleReporter
+from spice_select.cli.console import ConsoleReporter, say
 from spice_select.errors import ConfigError
 
 
@@ -83,10 +83,10 @@ def train(
     if result is None or os.environ.get("RANK", "0") != "0":
         return
     if as_json:
-        typer.echo(result.record.model_dump_json())
+        say(result.record.model_dump_json())
         return
     for line in result.describe():
-        typer.echo(line)
+        say(line)
 
 
 def _command() -> str:
