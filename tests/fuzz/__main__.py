@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from tests.fuzz.campaign import LONGEST_S, campaign, minimised, save_found, spread
+from tests.fuzz.campaign import LONGEST_S, Count, campaign, minimised, save_found, spread
 from tests.fuzz.formats import FORMATS
 
 
@@ -24,6 +26,7 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--format", action="append", choices=[one.name for one in FORMATS], help="only this one")
     options.add_argument("--longest", type=float, default=LONGEST_S, help="seconds that an input may take")
+    options.add_argument("--jobs", type=int, default=1, help="formats at a time")
     options.add_argument("--keep", action="store_true", help="make failing inputs smaller and keep them in found/")
     given = options.parse_args()
     chosen = [one for one in FORMATS if not given.format or one.name in given.format]
@@ -32,8 +35,14 @@ def main() -> int:
     print(f"{'format':<22}{'inputs':>9}{'read':>9}{'refused':>9}{'faults':>8}{'per s':>8}", flush=True)
     totals = [0, 0, 0, 0, 0.0]
     try:
-        for one, inputs in ((one, spread(given.inputs, chosen)[one.name]) for one in chosen):
-            count = campaign(one, given.seed, range(inputs), scratch / one.name, longest=given.longest)
+        plan = spread(given.inputs, chosen)
+        with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("fork")) as workers:
+            counts = [
+                workers.submit(_campaign, one.name, given.seed, plan[one.name], scratch, given.longest)
+                for one in chosen
+            ]
+        for one, found in zip(chosen, counts, strict=True):
+            count = found.result()
             figures = [count.inputs, count.read, count.refused, len(count.faults), count.seconds]
             totals = [a + b for a, b in zip(totals, figures, strict=True)]
             print(_line(one.name, figures), flush=True)
@@ -56,6 +65,13 @@ def main() -> int:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return int(failed > 0)
+
+
+def _campaign(name: str, seed: int, inputs: int, scratch: Path, longest: float) -> Count:
+    one = next(one for one in FORMATS if one.name == name)
+    count = campaign(one, seed, range(inputs), scratch / name.replace("/", "-"), longest=longest)
+    print(f"  {name}: {inputs:,} inputs, {len(count.faults)} faults", file=sys.stderr, flush=True)
+    return count
 
 
 def _line(name: str, figures: list[float]) -> str:

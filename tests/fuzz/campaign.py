@@ -10,6 +10,7 @@ import gc
 import hashlib
 import mmap
 import os
+import re
 import resource
 import shutil
 import signal
@@ -22,11 +23,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
+
 from tests.fuzz.base import READ, Format
 
 LONGEST_S = 10.0
 """Seconds that one input may take."""
-MOST_BYTES = 1 << 30
+MOST_BYTES = 2 << 30
 """Memory that a child may allocate beyond what it starts with."""
 FOUND = Path(__file__).parent / "found"
 _PLACE = struct.Struct("<qqqqd")  # number at work, read, refused, faults, when it began
@@ -124,9 +127,14 @@ def minimised(make: Callable[[Path], Format], content: bytes, scratch: Path, *, 
     return content
 
 
+def found_folder(name: str) -> Path:
+    """Where the found inputs of a format are."""
+    return FOUND / re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")
+
+
 def save_found(name: str, content: bytes) -> Path:
     """Keep an input among those that every later run replays."""
-    path = FOUND / name / f"{hashlib.sha256(content).hexdigest()[:12]}.bin"
+    path = found_folder(name) / f"{hashlib.sha256(content).hexdigest()[:12]}.bin"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
@@ -135,6 +143,8 @@ def save_found(name: str, content: bytes) -> Path:
 def with_limits(folder: Path) -> None:
     """Limit this process's memory, and make warnings errors but for those of other packages."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Arrow sets a range of addresses aside at its first allocation, which takes no memory.
+    pa.allocate_buffer(1 << 26)
     held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_DATA, (held + MOST_BYTES, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
