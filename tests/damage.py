@@ -53,6 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--every", type=int, default=1, help="take each n-th damage alone")
+    parser.add_argument("--kinds", default="run,pools,loss")
     parser.add_argument("--rows", type=int, default=16)
     asked = parser.parse_args()
     preload()
@@ -76,7 +77,8 @@ def main() -> int:
     counts: Counter[str] = Counter()
     faults: list[str] = []
     number = 0
-    for kind, again in kinds.items():
+    for kind in asked.kinds.split(","):
+        again = kinds[kind]
         whole = base / kind / "out"
         said = call(again(whole), logs)
         assert said.code == 0, said.err
@@ -84,9 +86,7 @@ def main() -> int:
         exported = base / f"{kind}.jsonl"
         assert call(["export", whole, "--output", exported], logs).code == 0
         wanted = exported.read_bytes()
-        files = sorted(
-            path for path in whole.rglob("*") if path.is_file() and path.suffix != ".lock" and path != report
-        )
+        files = sorted(path for path in whole.rglob("*") if path.is_file() and path.suffix not in (".lock", ".html"))
         for path in files:
             name = path.relative_to(whole).as_posix()
             for what, content in damages(path.read_bytes()):
@@ -116,9 +116,8 @@ def main() -> int:
                     wrong = verdict(said, right)
                     if wrong is not None:
                         faults.append(f"{kind}, {name}, {what}, {reader}: {wrong}")
+                        print(faults[-1], flush=True)
         print(f"{kind}: {len(files)} files, {dict(counts)}", flush=True)
-    for fault in faults:
-        print(fault)
     print(f"{sum(counts.values())} damaged folders read, {len(faults)} faults")
     return 1 if faults else 0
 

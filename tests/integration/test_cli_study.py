@@ -11,6 +11,7 @@ import torch
 
 from spice_select.analysis.study_record import Outcome, Study
 from spice_select.demo import demo_rows
+from spice_select.study.ledger import Ledger
 from tests.integration.command import Command
 from tests.integration.rows import write_jsonl
 from tests.study_kills import DEFAULTS, killed_runs, preload, table
@@ -37,7 +38,7 @@ def study(command: Command, model: Path, pool: Path):
 
 
 def ledger(out: Path) -> list[Outcome]:
-    return [Outcome.model_validate_json(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
+    return Ledger(out / "ledger.jsonl").read()
 
 
 def test_a_study_is_taken_up_widened_and_told(study, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from spice_select.demo import demo_model_path, demo_rows
 from spice_select.files import Lock
+from tests import studies
 from tests.integration.command import Command
 from tests.integration.rows import write_jsonl
 from tests.support import ROOT
@@ -222,3 +223,25 @@ def test_a_log_and_a_ledger_of_another_version_are_named(tmp_path: Path) -> None
     ledger.write_text('{"schema_version": 2, "key": "x"}\n')
     with pytest.raises(StoreError, match=r"Line 1 of the ledger .* is no outcome of this version; take it out"):
         Ledger(ledger).read()
+
+
+def test_a_changed_line_of_a_ledger_is_named_and_half_a_line_passed_over(tmp_path: Path) -> None:
+    from spice_select.errors import StoreCorrupt
+    from spice_select.study.ledger import Ledger
+
+    path = tmp_path / "ledger.jsonl"
+    ledger, made = Ledger(path), [studies.outcome("random", seed, 1.5) for seed in (0, 1)]
+    for one in made:
+        ledger.add(one)
+    assert ledger.read() == made
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    assert ledger.read() == made[:1]
+    ledger.add(made[1])
+    assert ledger.read() == made
+    path.write_bytes(whole.replace(b"1.5", b"1.4", 1))
+    with pytest.raises(StoreCorrupt, match=r"Line 1 of the ledger .* is not what was written; take it out"):
+        ledger.read()
+    # Lines of before there were checksums.
+    path.write_text("".join(one.model_dump_json() + "\n" for one in made))
+    assert ledger.read() == made

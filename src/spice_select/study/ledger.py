@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from spice_select.analysis.study_record import Outcome
-from spice_select.errors import OutputError, StoreError
+from spice_select.errors import OutputError, StoreCorrupt, StoreError
 from spice_select.files import Lock, explained, make_folder, sync_folder
 
 LEDGER = "ledger.jsonl"
+CHECKSUM = "checksum"
 
 
 class Ledger:
@@ -32,6 +36,7 @@ class Ledger:
 
         Raises:
             StoreError: The file cannot be read, or a line that is whole JSON is no outcome of this version.
+            StoreCorrupt: A line is not what was written.
         """
         try:
             lines = self.path.read_bytes().split(b"\n")
@@ -45,11 +50,20 @@ class Ledger:
             if not line.strip():
                 continue
             try:
-                one = Outcome.model_validate_json(line)
-            except ValidationError as error:
-                if error.errors()[0]["type"] == "json_invalid":
-                    # Half a line: whoever wrote it was killed, and its training is done again.
-                    continue
+                content = json.loads(line)
+            except (ValueError, RecursionError):
+                # Half a line: whoever wrote it was killed, and its training is done again.
+                continue
+            # Lines that are older than checksums have none.
+            told = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
+            if told is not None and told != _checksum(content):
+                raise StoreCorrupt(
+                    f"Line {number} of the ledger {self.path} is not what was written; take it out, and its training "
+                    "is done again."
+                )
+            try:
+                one = Outcome.model_validate_json(json.dumps(content))
+            except ValidationError:
                 raise StoreError(
                     f"Line {number} of the ledger {self.path} is no outcome of this version; take it out, or name "
                     "another ledger with --ledger."
@@ -65,7 +79,8 @@ class Ledger:
             ResourceError: The disk is full.
         """
         make_folder(self.path.parent)
-        line = outcome.model_dump_json().encode() + b"\n"
+        content = json.loads(outcome.model_dump_json())
+        line = json.dumps({**content, CHECKSUM: _checksum(content)}, separators=(",", ":")).encode() + b"\n"
         with Lock.acquire(self.path.with_name(f".{self.path.name}.lock")), explained(self.path):
             fresh = not self.path.exists()
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
@@ -82,3 +97,7 @@ class Ledger:
                 os.close(descriptor)
             if fresh:
                 sync_folder(self.path.parent)
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
