@@ -221,13 +221,13 @@ def _use(clock: Callable[[], float]) -> None:
 
 def _price_selection(task: dict[str, Any], clock: Callable[[], float]) -> dict[str, Any]:
     from spice_select.cost.machine import measure_speeds
+    from spice_select.cost.memory import select_bytes
     from spice_select.cost.selecting import (
         PLAIN,
         Work,
         activity_seconds,
         certificate_seconds,
         loop_seconds,
-        select_bytes,
     )
 
     speeds = measure_speeds(task["dim"], "float32", clock)

@@ -22,6 +22,7 @@ from spice_select.cost.collecting import (
     store_bytes,
 )
 from spice_select.cost.machine import Clock, Speeds, measure_speeds
+from spice_select.cost.memory import select_bytes
 from spice_select.cost.record import Cost
 from spice_select.cost.selecting import (
     PLAIN,
@@ -31,7 +32,6 @@ from spice_select.cost.selecting import (
     loop_seconds,
     page_seconds,
     resolved_loop,
-    select_bytes,
     select_reads,
 )
 from spice_select.data.encoded import Encoded

@@ -15,11 +15,11 @@ from spice_select.analysis.activity import SAMPLE, STEPS
 from spice_select.analysis.neighbours import MOST_WORK
 from spice_select.analysis.prefixes import CHEAP_WORK
 from spice_select.cost.machine import Speeds
-from spice_select.selection.blocked import ACTIVE_BYTES, GATHER, window
+from spice_select.selection.blocked import ACTIVE_BYTES
 from spice_select.selection.bounds import TIGHTEN_EVERY
 from spice_select.selection.engines import LAZY_FROM
 from spice_select.selection.fisher import LARGEST_INVERSE
-from spice_select.selection.rows import BLOCK_BYTES, CACHE_BYTES
+from spice_select.selection.rows import CACHE_BYTES
 from spice_select.selection.symmetric import BLOCK, POWER_STEPS
 
 
@@ -103,14 +103,16 @@ AGE = 0.2
 """Update vectors by which a row is brought up to date, as a share of D."""
 CERTIFIED = 0.06
 """Time of the certificate as a share of the lazy loop's."""
-PLAIN = 0.8
+PLAIN = 0.85
 """Time of the selection without penalty, over that with it."""
 SCREENED, SCREENED_POWER = 2.1, 0.45
 """Rows of a sample that are measured, of so many drawn."""
-STOCHASTIC_PICKS, STOCHASTIC_PASSES = 5.0, 5.0
+STOCHASTIC_PICKS, STOCHASTIC_PASSES = 8.0, 7.0
 """A pick of the stochastic loop in bare picks of the lazy one, and in passes over the matrix."""
 # Time over that of one large product or of a bare pick: small blocks, and what goes with each.
 FORMS, TIMES, INNER, PICK = 1.5, 1.6, 1.2, 1.3
+PASS = 1.35
+"""Time of a pass over rows in blocks, over that of one product with a vector."""
 PROOF = 2.0
 """Time of a proof's Cholesky factorisation over that of as large a product."""
 REBUILD_PICKS = 10.0
@@ -149,8 +151,10 @@ def loop_seconds(work: Work, speeds: Speeds) -> float:
     if work.loop == "stochastic":
         return first + _stochastic(work, speeds)
     if work.loop == "kernel":
-        column = speeds.stream if 8 * n * d <= CACHE_BYTES else speeds.read + speeds.matvec
-        return first + k * (n * d * column + n * k / 2 * speeds.stream + 3 * n * speeds.elementwise + speeds.pick)
+        column = PASS * speeds.stream if 8 * n * d <= CACHE_BYTES else speeds.read + speeds.matvec
+        return first + k * (
+            n * d * column + n * k / 2 * PASS * speeds.stream + 3 * n * speeds.elementwise + speeds.pick
+        )
     if work.loop == "brute":
         # Each gain by a determinant of its own.
         return first + n * speeds.product * sum(min(t, d) ** 2 * (d + t) for t in _some(work.picks)) * k / 16
@@ -158,8 +162,8 @@ def loop_seconds(work: Work, speeds: Speeds) -> float:
         # Bounds of a diagonal form: every row once at the start, and a few tens a pick.
         return first + (n + 64 * k) * d * (speeds.elementwise + speeds.gather) + k * (n * speeds.sort + speeds.pick)
     near = 8 * n * d <= CACHE_BYTES
-    gain = (speeds.stream if near else speeds.matvec) if work.fisher == "exact" else speeds.elementwise
-    number = gain + (speeds.stream if near else speeds.read + speeds.matvec)
+    gain = (PASS * speeds.stream if near else speeds.matvec) if work.fisher == "exact" else speeds.elementwise
+    number = gain + (PASS * speeds.stream if near else speeds.read + speeds.matvec)
     return first + k * (n * d * number + d * d * speeds.stream + 3 * n * speeds.elementwise + speeds.pick)
 
 
@@ -186,16 +190,23 @@ def _lazy(work: Work, speeds: Speeds) -> float:
     looked_over = FORMS * (matrix * form + (looked - matrix) * min(AGE * d, k))
     products = d * (looked_over + TIMES * (made * times + k * added) + INNER * made * active)
     steps = min(32.0, k / rebuilds) / 2
-    # From D picks on the largest eigenvalue of the inverse is proven now and then.
-    proofs = math.log(k / d) / math.log(TIGHTEN_EVERY) + 1 if k > d and work.dim <= LARGEST_INVERSE else 0.0
-    proof = d**3 / 3 * PROOF * speeds.product + POWER_STEPS * d * d * speeds.stream + 3 * n * speeds.sort
     return (
         products * speeds.product
-        + proofs * proof
+        + _proofs(work, speeds)
         + looked * d * speeds.gather
         + rebuilds * (n * speeds.sort + REBUILD_PICKS * speeds.pick + active * d * speeds.read)
         + k * (PICK * speeds.pick + speeds.active * active + steps * (active + d) * speeds.matvec)
     )
+
+
+def _proofs(work: Work, speeds: Speeds) -> float:
+    """Time to prove the largest eigenvalue of the inverse, now and then from D picks on."""
+    n, d, k = float(work.rows), float(work.dim), float(work.picks)
+    if k <= d or work.dim > LARGEST_INVERSE:
+        return 0.0
+    times = math.log(k / d) / math.log(TIGHTEN_EVERY) + 1
+    one = d**3 / 3 * PROOF * speeds.product + POWER_STEPS * d * d * speeds.stream + 3 * n * speeds.sort
+    return times * one
 
 
 def _stochastic(work: Work, speeds: Speeds) -> float:
@@ -204,7 +215,8 @@ def _stochastic(work: Work, speeds: Speeds) -> float:
     screened = SCREENED * sample**SCREENED_POWER
     update = STOCHASTIC_PASSES * d * min(k, d) * speeds.matvec
     drawn = 4 * sample * speeds.sort
-    return k * (STOCHASTIC_PICKS * speeds.pick + screened * d * speeds.gather + update + drawn)
+    one = STOCHASTIC_PICKS * speeds.pick + screened * d * speeds.gather + update + drawn
+    return k * one + _proofs(work, speeds)
 
 
 def _some(picks: int) -> list[float]:
@@ -252,39 +264,3 @@ def select_reads(work: Work) -> float:
     again = _looked_at(work) if work.loop == "lazy" else n * k
     runs = 2.0 if work.penalised else 1.0
     return work.itemsize * work.dim * (runs * (n + again) + n)
-
-
-def select_bytes(work: Work) -> int:
-    """Memory that a selection takes at its height, beyond the rows themselves, which stay on disk."""
-    if not work.picks:
-        return 0
-    n, d, k = work.rows, work.dim, work.picks
-    if work.partitions > 1:
-        part, union = work.rounds()
-        # One partition at a time in this process; elsewhere each worker holds one.
-        return ROW_BYTES * n + max(select_bytes(part), select_bytes(union))
-    block = 2 * BLOCK_BYTES
-    rows = ROW_BYTES * n
-    if work.loop == "kernel":
-        return rows + block + ALLOCATOR_BYTES + 8 * k * n + (8 * n * d if 8 * n * d <= CACHE_BYTES else 0)
-    if work.loop == "stochastic":
-        matrix = 12 * d * d if 2 * k >= d and d <= LARGEST_INVERSE else 16 * k * d
-        return rows + block + ALLOCATOR_BYTES + matrix * (2 if work.penalised else 1)
-    if work.loop != "lazy" or work.fisher != "exact":
-        cached = 8 * n * d if 8 * n * d <= CACHE_BYTES else 0
-        return rows + block + cached + (16 * d * d if work.fisher == "exact" else 0)
-    active = int(active_rows(work)) * 2
-    kept = window(d)
-    vectors = 8 * d * min(3 * kept if 2 * k >= d else k, max(k, 1))
-    formed = 8 * d * d if 2 * k >= d and d <= LARGEST_INVERSE else 0
-    gathered = min(GATHER, n) * d * 20
-    lazy = 2 * 8 * active * d + gathered + 64 * 8 * (3 * active + 2 * d) + vectors + formed
-    # The selection without penalty runs while the other's factorisation is kept for the certificate.
-    again = formed if work.penalised else 0
-    return rows + ALLOCATOR_BYTES + max(block, lazy + again)
-
-
-ALLOCATOR_BYTES = 16 << 20
-"""Memory that was freed and is not given back at once."""
-ROW_BYTES = 160
-"""Bytes a row of the pool of all that is kept or passing of it: norms, bounds, potentials, records, orders."""
