@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from spice_select.demo import demo_model_path
 from tests.forks import Said, call, preload, rows_file
@@ -31,11 +32,18 @@ def damages(content: bytes) -> Iterator[tuple[str, bytes]]:
             yield f"a bit at its {name} flipped", bytes(flipped)
 
 
-def picks(folder: Path) -> object:
+def rows_of(folder: Path) -> list[dict[str, Any]]:
     """What a finished run's data set holds."""
     import pyarrow.parquet as pq
 
-    return [pq.read_table(path).to_pylist() for path in sorted((folder / "data").glob("*.parquet"))]
+    return [row for path in sorted((folder / "data").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def readers(name: str, kind: str) -> list[str]:
+    """The commands that read a file: those of a finished run, and the same command again, which makes anew."""
+    if not name.startswith(("gradients", "features", "schedule")):
+        return ["export", "report", "again"]
+    return ["select", "again"] if name.startswith("gradients") and kind == "run" else ["export", "again"]
 
 
 def verdict(said: Said, same: bool) -> str | None:
@@ -49,13 +57,13 @@ def verdict(said: Said, same: bool) -> str | None:
     return None
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--every", type=int, default=1, help="take each n-th damage alone")
     parser.add_argument("--kinds", default="run,pools,loss")
     parser.add_argument("--rows", type=int, default=16)
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     preload()
     base = asked.folder.absolute()
     logs = base / "logs"
@@ -82,7 +90,8 @@ def main() -> int:
         whole = base / kind / "out"
         said = call(again(whole), logs)
         assert said.code == 0, said.err
-        known = picks(whole)
+        known = rows_of(whole)
+        numbers = [row["spice_index"] for row in known]
         exported = base / f"{kind}.jsonl"
         assert call(["export", whole, "--output", exported], logs).code == 0
         wanted = exported.read_bytes()
@@ -95,9 +104,7 @@ def main() -> int:
                     continue
                 folder = base / "damaged" / "out"
                 # Readers of a finished run first, then the same command again, which makes anew what it needs.
-                for reader in ("export", "again") if name.startswith(("gradients", "features", "schedule")) else (
-                    "export", "report", "again",
-                ):  # fmt: skip
+                for reader in readers(name, kind):
                     shutil.rmtree(folder.parent, ignore_errors=True)
                     shutil.copytree(whole, folder)
                     (folder / name).write_bytes(content)
@@ -105,7 +112,11 @@ def main() -> int:
                     out.unlink(missing_ok=True)
                     if reader == "again":
                         said = call(again(folder), logs)
-                        right = said.code != 0 or picks(folder) == known
+                        right = said.code != 0 or rows_of(folder) == known
+                    elif reader == "select":
+                        elsewhere = base / "damaged" / "selected"
+                        said = call(["select", folder, "--budget", "50%", "--output", elsewhere], logs)
+                        right = said.code != 0 or [row["spice_index"] for row in rows_of(elsewhere)] == numbers
                     elif reader == "export":
                         said = call(["export", folder, "--output", out], logs)
                         right = said.code != 0 or out.read_bytes() == wanted

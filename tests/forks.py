@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,6 +88,7 @@ class Child:
         return found
 
 
+@cache
 def preload() -> None:
     """Load what every child would have to load, and go through it once, as much is imported on first use."""
     assert os.environ.get("OMP_NUM_THREADS") == "1", "set OMP_NUM_THREADS=1, so that the libraries start no threads"

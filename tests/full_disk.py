@@ -25,16 +25,15 @@ ROOM = (0, 30, 120, 400)
 """Kilobytes that a verb is left, one after the other."""
 
 
-def enter() -> None:
-    """Go on in a mount namespace of this process's own, in which it may mount; 77 where that is not allowed."""
+def enter(module: str = "tests.full_disk") -> bool:
+    """Begin the module again in a mount namespace of its own, to mount in; False where that is not allowed."""
     if os.environ.get(INSIDE):
-        return
+        return True
     for form in (["unshare", "--mount"], ["unshare", "--map-root-user", "--mount"]):
         if shutil.which("unshare") and subprocess.run([*form, "true"], capture_output=True).returncode == 0:
-            command = [*form, sys.executable, "-m", "tests.full_disk", *sys.argv[1:]]
+            command = [*form, sys.executable, "-m", module, *sys.argv[1:]]
             os.execvpe("unshare", command, {**os.environ, INSIDE: "1"})
-    print("no mount namespace can be made here")
-    sys.exit(77)
+    return False
 
 
 def mount(place: Path, *options: str) -> None:
@@ -102,7 +101,7 @@ def exported(disk: Path, shared: Path, logs: Path) -> list[str]:
     assert call(["export", run, "--output", file], logs).code == 0
     before = file.read_bytes()
     with ballast.open("wb") as other:
-        os.posix_fallocate(other.fileno(), 0, shutil.disk_usage(disk).free - 4096)
+        os.posix_fallocate(other.fileno(), 0, shutil.disk_usage(disk).free)
     for words in (["export", run, "--output", file, "--overwrite"], ["report", run, "--output", disk / "page.html"]):
         said = call(words, logs)
         faults += [f"{words[0]}: {one}" for one in faults_of(said, disk, "make room")]
@@ -144,20 +143,22 @@ def read_only(known: Sequence[Verb], disk: Path, shared: Path, logs: Path) -> li
     return faults
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--verbs", default="run,collect,select,pools,study,train")
     parser.add_argument("--rows", type=int, default=24)
-    asked = parser.parse_args()
-    enter()
+    asked = parser.parse_args(arguments)
+    if not enter():
+        print("no mount namespace can be made here")
+        return 77
     base = asked.folder.absolute()
     disk, logs = base / "disk", base / "logs"
     for place in (disk, logs):
         place.mkdir(parents=True)
     mount(disk, f"size={SIZE}")
     preload()
-    every = verbs(base / "shared", asked.rows)
+    every = verbs(base / "shared", asked.rows, [*asked.verbs.split(","), "train"])
     known = [every[name] for name in asked.verbs.split(",")]
     faults: list[str] = []
     for verb in known:

@@ -256,8 +256,14 @@ def loads(folder: Path, cache: Path) -> bool:
     return len(found) == record["k"] > 0
 
 
-def verbs(base: Path, rows: int) -> dict[str, Verb]:
-    """All verbs on one small pool."""
+def verbs(base: Path, rows: int, names: Sequence[str] = VERBS) -> dict[str, Verb]:
+    """All verbs on one small pool.
+
+    Args:
+        base: Folder for what they begin with.
+        rows: Rows of the pool.
+        names: Those that will be used; for the others nothing is made.
+    """
     base.mkdir(parents=True)
     file = rows_file(base / "rows.jsonl", rows)
     model = demo_model_path()
@@ -280,9 +286,11 @@ def verbs(base: Path, rows: int) -> dict[str, Verb]:
     def other(folder: Path) -> None:
         shutil.copytree(base / "other" / NAME, folder)
 
-    if not collected.exists():
+    if "select" in names:
         prepared(*run(collected, "40%"))
+    if "overwrite" in names:
         prepared(*run(base / "other" / NAME, "30%", "--set", "seed=1", "--set", "gradients.seed=5"))
+    if "train" in names:
         prepared(*run(base / "tuned" / NAME, "30%"))
     pooled = ("--schedule", "pools", "--set", "schedule.pool_size=8", "--set", "schedule.interval=1")
     study = ("--set", "training.epochs=1", "--set", "training.lr=1e-3", "--set", "training.save_steps=2")
@@ -310,7 +318,7 @@ def verbs(base: Path, rows: int) -> dict[str, Verb]:
     }
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=300, help="over all verbs")
@@ -318,12 +326,12 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--chain", type=int, default=8, help="most kills of one folder before it may end")
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     words = [word.partition(":") for word in asked.verbs.split(",")]
     names, shares = [name for name, _, _ in words], {name: int(count) for name, _, count in words if count}
     preload()
     base = asked.folder.absolute()
-    known, moments = verbs(base / "shared", asked.rows), random.Random(asked.seed)
+    known, moments = verbs(base / "shared", asked.rows, names), random.Random(asked.seed)
     unknown = [name for name in names if name not in known]
     if unknown:
         parser.error(f"{unknown[0]} is none of {', '.join(VERBS)}")
@@ -331,7 +339,7 @@ def main() -> int:
     open_shares = sum(name not in shares for name in names)
     left = asked.kills - sum(shares.values())
     for name in names:
-        share = shares.get(name, left // max(1, open_shares))
+        share = shares[name] if name in shares else left // max(1, open_shares)
         started = time.perf_counter()
         tally = campaign(known[name], base / name, share, moments, asked.chain)
         total += tally.kills
