@@ -107,11 +107,11 @@ PLAIN = 0.85
 """Time of the selection without penalty, over that with it."""
 SCREENED, SCREENED_POWER = 2.1, 0.45
 """Rows of a sample that are measured, of so many drawn."""
-STOCHASTIC_PICKS, STOCHASTIC_PASSES = 8.0, 7.0
+STOCHASTIC_PICKS, STOCHASTIC_PASSES = 12.0, 7.0
 """A pick of the stochastic loop in bare picks of the lazy one, and in passes over the matrix."""
 # Time over that of one large product or of a bare pick: small blocks, and what goes with each.
 FORMS, TIMES, INNER, PICK = 1.5, 1.6, 1.2, 1.3
-PASS = 1.35
+PASS = 1.6
 """Time of a pass over rows in blocks, over that of one product with a vector."""
 PROOF = 2.0
 """Time of a proof's Cholesky factorisation over that of as large a product."""
