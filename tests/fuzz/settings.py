@@ -226,7 +226,8 @@ class SourceNames(Format):
         try:
             load_config(None, (), {"data": {"sources": [name]}})
             with_whole_paths(RunConfig.model_validate({"data": {"sources": [name]}}))
-            if not os.path.isdir(name) or self.folder in Path(name).resolve().parents:
+            place = Path(os.path.expanduser(name.replace("\0", "")))
+            if not os.path.isdir(place) or self.folder in place.resolve().parents:
                 load_rows([name], limit=1)
         finally:
             os.chdir(before)
