@@ -164,7 +164,7 @@ def _read_arrow(path: Path, limit: int | None) -> pa.Table:
 
 _BROKEN = (pa.ArrowException, ValueError, LookupError, TypeError, EOFError, MemoryError, RecursionError, SystemError)
 """What Arrow's readers raise of files that are damaged; lengths that are nonsense ask for memory that nobody has."""
-_ROWS_A_BYTE = 1000
+_ROWS_A_BYTE = 100
 """The most rows that one byte of a parquet file may stand for: more are no text that anyone wrote."""
 
 

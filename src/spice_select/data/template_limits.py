@@ -16,7 +16,7 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MOST_STEPS = 200_000
+MOST_STEPS = 50_000
 """Passes through loops and macros in one rendering."""
 MOST_SECONDS = 2.0
 """Processor time of one rendering, for templates whose single steps are slow."""
