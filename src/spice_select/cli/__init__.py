@@ -22,6 +22,9 @@ def main() -> None:
     # Progress of the libraries below would tear our own; their warnings are for developers.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Nothing is told to anyone: what is fetched from the Hub is all that the network is for.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     try:
