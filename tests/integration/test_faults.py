@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from spice_select.demo import demo_model_path, demo_rows
+from spice_select.errors import OutputError, ResourceError
 from spice_select.files import Lock
 from tests import studies
 from tests.integration.command import Command
@@ -230,3 +231,22 @@ def test_a_changed_line_of_a_ledger_is_named_and_half_a_line_passed_over(tmp_pat
     # Lines of before there were checksums.
     path.write_text("".join(one.model_dump_json() + "\n" for one in made))
     assert ledger.read() == made
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        ("Error while serializing: I/O error: No space left on device (os error 28)", ResourceError),
+        ("[enforce fail] PytorchStreamWriter failed writing file data/0: file write failed", OutputError),
+        ("something else", RuntimeError),
+    ],
+)
+def test_what_libraries_say_of_a_disk_becomes_a_sentence(tmp_path: Path, raised: str, code: type[Exception]) -> None:
+    from spice_select.training.checkpoints import disk_faults_told
+
+    with pytest.raises(code) as caught, disk_faults_told(tmp_path):
+        raise RuntimeError(raised)
+    if code is ResourceError:
+        assert str(caught.value) == (
+            f"{tmp_path} cannot be written because the disk is full; make room and run the same command again."
+        )

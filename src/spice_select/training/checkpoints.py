@@ -7,20 +7,49 @@ full pickle, ``training_args.bin``, is never read by anything and goes away at o
 
 from __future__ import annotations
 
+import errno
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from spice_select.files import remove_file, sha256_file, write_text
+from spice_select.files import explained, free_bytes, remove_file, sha256_file, write_text
 
 SEAL = "sealed.json"
 _PICKLE = "training_args.bin"
+_WRITING = ("Error while serializing", "I/O error", "PytorchStreamWriter", "file write failed", "iostream error")
+"""Parts of what safetensors and torch say when a file cannot be written; torch does not say why."""
+_HARDLY_ANY = 64 << 20
 _NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@contextmanager
+def disk_faults_told(folder: Path) -> Iterator[None]:
+    """Turn what libraries raise where they cannot write into a sentence; they write with code of their own.
+
+    Args:
+        folder: Where they write to.
+
+    Raises:
+        ResourceError: The disk is full.
+        OutputError: It cannot be written for another reason.
+    """
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        told = str(error)
+        if not any(part in told for part in _WRITING):
+            raise
+        full = "os error 28" in told or "os error 122" in told or free_bytes(folder) < _HARDLY_ANY
+        with explained(folder):
+            raise OSError(errno.ENOSPC if full else errno.EIO, "it could not be written") from error
 
 
 class Seal(BaseModel):

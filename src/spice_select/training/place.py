@@ -11,7 +11,7 @@ from typing import Any
 
 from spice_select.errors import OutputError, StoreError, StoreMismatch
 from spice_select.files import explained, make_folder, remove_file, remove_tree, sha256_file, sync_folder, write_text
-from spice_select.training.checkpoints import last_whole
+from spice_select.training.checkpoints import disk_faults_told, last_whole
 from spice_select.training.record import HELDOUT_ROWS, RECORD, TrainRecord, changed
 
 CARD = "README.md"
@@ -149,7 +149,8 @@ class TrainFolder:
         make_folder(beside)
         try:
             with explained(self.path):
-                save(beside)
+                with disk_faults_told(self.path):
+                    save(beside)
                 names = tuple(sorted(entry.name for entry in beside.iterdir()))
                 mode = _new_file_mode(beside)
                 digests = {}

@@ -28,7 +28,7 @@ from spice_select.gradients.batches import out_of_memory
 from spice_select.gradients.capture import choose_path
 from spice_select.gradients.loss import TokenBatch, TokenLoss
 from spice_select.gradients.proxy import Proxy
-from spice_select.training.checkpoints import Sealing, last_whole
+from spice_select.training.checkpoints import Sealing, disk_faults_told, last_whole
 
 IGNORED = -100
 """Label of a token that is not trained."""
@@ -122,7 +122,8 @@ def fine_tune(
         ConfigError: A package is missing, or the settings do not fit each other.
         DataError: No example has a trained token.
         ModelError: The training diverged.
-        ResourceError: Memory ran out.
+        ResourceError: Memory or the disk ran out.
+        OutputError: A checkpoint cannot be written.
     """
     require_trainer()
     from trl.trainer.sft_config import SFTConfig
@@ -174,7 +175,8 @@ def fine_tune(
         _silence(trainer)
         begun = time.perf_counter()
         try:
-            trainer.train(resume_from_checkpoint=None if earlier is None else str(earlier[0]))
+            with disk_faults_told(folder):
+                trainer.train(resume_from_checkpoint=None if earlier is None else str(earlier[0]))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
