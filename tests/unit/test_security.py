@@ -19,6 +19,7 @@ from spice_select.data.encode import encode_conversations
 from spice_select.data.row_numbers import read_row_numbers
 from spice_select.data.schema import detect_schema, to_conversation
 from spice_select.data.sources import load_rows
+from spice_select.data.templates import ChatTemplate
 from spice_select.errors import ConfigError, DataError, SpiceError
 from spice_select.gradients.shards import map_array
 from spice_select.paths import absolute
@@ -179,6 +180,11 @@ def test_a_template_does_not_leave_its_sandbox(text: str) -> None:
         "{{ 'a' | center(10000000000) }}",
         "{{ '{:>10000000000}'.format(1) }}",
         "{{ 'a'.ljust(10000000000) }}",
+        "{{ '%*d' % (10000000000, 1) }}",
+        "{{ '%0*d' | format(10000000000, 1) }}",
+        "{{ '{:{}}'.format(1, 10000000000) }}",
+        "{{ ['a'] | map('indent', 10000000000) | list }}",
+        "{{ lipsum(10000000000) }}",
         "{% macro f(n) %}{{ f(n - 1) }}{{ f(n - 1) }}{% endmacro %}{{ f(400) }}",
     ],
 )
@@ -189,6 +195,26 @@ def test_a_template_without_end_is_refused(text: str) -> None:
         assert "macro" in text and not found.usable.any()
         raise ConfigError("data.chat_template")
     assert "data.chat_template" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "{{ n | tojson }}",
+        "{{ n | string }}",
+        "{{ missing | default(n) }}",
+        "{{ '**%s**' | format(n) }}",
+        "{{ '%s' % n }}",
+        "{{ '{}'.format(n) }}",
+        "{% macro show(value) %}{{ value }}{% endmacro %}{{ show(n) }}",
+        "{% set kept = namespace(value=n) %}{{ kept.value }}",
+        "{{ dict(value=n).get(n, n) }}",
+    ],
+)
+def test_a_large_number_in_a_row_is_data(shown: str) -> None:
+    """A time in the arguments of a tool is no length, whatever a template does with it."""
+    template = ChatTemplate("{% set n = messages[0].time %}" + shown, {}, "setting")
+    assert "1700000000" in template.render([{"role": "user", "time": 1_700_000_000}])
 
 
 def test_damaged_arrow_is_refused_before_its_lengths_are_trusted(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ and macros count their steps, and no one operation makes a text, a list or a num
 from __future__ import annotations
 
 import functools
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from jinja2 import nodes, pass_context
@@ -24,6 +25,10 @@ MOST_CHARACTERS = 1 << 25
 """Length of one text."""
 MOST_ITEMS = 1_000_000
 """Length of one list, and size of a number that says how often or how long."""
+_TAKE_LENGTHS = frozenset({"batch", "center", "indent", "round", "slice", "truncate", "wordwrap"})
+"""Filters with arguments that say how long or how many; the numbers of other filters are data, of any size."""
+_GIVEN_WIDTH = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{")
+"""A width that is an argument of a format, as in ``%*d`` and ``{:{}}``."""
 _LOOKS = 64
 _STEP = "a step"
 
@@ -70,7 +75,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         # context is never worked out beforehand.
         self.tests[_STEP] = pass_context(lambda context, value: steps.step())
         for name, function in list(self.filters.items()):
-            self.filters[name] = _bounded_filter(function)
+            self.filters[name] = _bounded_filter(name, function)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """An operation whose result is bounded before it is made, as far as its operands tell."""
@@ -83,17 +88,19 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
                     raise TemplateLimit("it repeats a text or a list without end")
         elif operator == "**" and isinstance(right, int | float) and abs(right) > 1000:
             raise TemplateLimit("it raises a number to a power without end")
-        elif operator == "%" and isinstance(left, str) and any(len(run) > 6 for run in _digits(left)):
-            raise TemplateLimit("it pads a text without end")
+        elif operator == "%" and isinstance(left, str):
+            _check_format(left, right if isinstance(right, tuple) else (right,))
         return bounded(super().call_binop(context, operator, left, right))
 
     def call(self, context: Any, callee: Any, *args: Any, **kwargs: Any) -> Any:
-        """A call whose numbers and result are bounded."""
-        _check_arguments(args, kwargs)
-        if getattr(callee, "__name__", "") in ("format", "format_map") and isinstance(
-            text := getattr(callee, "__self__", None), str
-        ):
-            _check_format(text)
+        """A call whose result is bounded, and whose numbers are where they may be lengths."""
+        # Of a text's own format, the sandbox hands over a function that wraps it.
+        method = getattr(callee, "__wrapped__", callee)
+        owner = getattr(method, "__self__", None)
+        if isinstance(owner, str) and getattr(method, "__name__", "") in ("format", "format_map"):
+            _check_format(owner, args, kwargs)
+        elif isinstance(owner, str | bytes | int | float) or callee is self.globals.get("lipsum"):
+            _check_arguments(args, kwargs)
         return bounded(super().call(context, callee, *args, **kwargs))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -141,27 +148,31 @@ def bounded(value: Any) -> Any:
     return value
 
 
-def _bounded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
+def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     # What marks a filter that takes the context comes along with the attributes.
     @functools.wraps(function)
     def limited(*args: Any, **kwargs: Any) -> Any:
-        _check_arguments(args, kwargs)
-        if function.__name__ == "do_format":
-            _check_format(str(args[0]))
+        if name in _TAKE_LENGTHS:
+            _check_arguments(args, kwargs)
+        if name == "format":
+            _check_format(str(args[0]), args[1:], kwargs)
         return bounded(function(*args, **kwargs))
 
     return limited
 
 
-def _check_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     for value in (*args, *kwargs.values()):
         if isinstance(value, int) and not -MOST_ITEMS <= value <= MOST_ITEMS:
             raise TemplateLimit("it asks for a length without end")
 
 
-def _check_format(text: str) -> None:
+def _check_format(text: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
     if any(len(run) > 6 for run in _digits(text)):
         raise TemplateLimit("it pads a text without end")
+    if _GIVEN_WIDTH.search(text):
+        inner = [value for one in args if isinstance(one, Mapping) for value in one.values()]
+        _check_arguments((*args, *inner), kwargs or {})
 
 
 def _digits(text: str) -> list[str]:
