@@ -178,8 +178,15 @@ def _sound(table: pa.Table) -> pa.Table:
     """A table whose lengths and offsets fit its bytes: Arrow itself trusts them."""
     for name in table.column_names:
         name.encode()
+        if _has_empty_struct(table.schema.field(name).type):
+            raise ValueError(f"column {name!r} holds objects without fields, which no parquet file can")
     table.validate(full=True)
     return table
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    fields = [kind.field(place) for place in range(kind.num_fields)]
+    return (pa.types.is_struct(kind) and not fields) or any(_has_empty_struct(field.type) for field in fields)
 
 
 def _first(error: Exception) -> str:
