@@ -96,7 +96,8 @@ def _plain(value: Any) -> Any:
     """Values as any reader of JSON may hold them: halves of characters replaced, no number that is none."""
     if isinstance(value, str):
         return "".join("\ufffd" if 0xD800 <= ord(one) <= 0xDFFF else one for one in value)
-    if isinstance(value, float) and math.isnan(value):
+    # Numbers beyond the largest double are read as infinite, which a column of JSON cannot hold either.
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, list):
         return [_plain(item) for item in value]
