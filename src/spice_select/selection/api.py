@@ -238,8 +238,8 @@ def _select(source: Any, options: Options, *, from_gram: bool, partition_map: Pa
     trace = run_greedy(engine, limits, stop)
     ending = engine.ending()
     if firsts and options.stop_ratio is None:
-        best, second = best_part(firsts), float(np.sum(trace.scores))
-        if best.worth > second + slack(second):
+        best, second = best_part(firsts, budget), float(np.sum(trace.scores))
+        if best is not None and best.worth > second + slack(second):
             trace, ending = best.trace, None
 
     outlier = first_gain_is_outlier(trace.gains, trace.rejected_gain)

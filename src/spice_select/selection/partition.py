@@ -211,6 +211,11 @@ def united(picks: Sequence[PartPicks], n: int) -> Bool[np.ndarray, " n"]:
     return chosen
 
 
-def best_part(picks: Sequence[PartPicks]) -> PartPicks:
-    """The partition whose own picks are worth most; the first of them on a tie."""
-    return max(sorted(picks, key=lambda part: part.number), key=lambda part: part.worth)
+def best_part(picks: Sequence[PartPicks], budget: Budget) -> PartPicks | None:
+    """The partition whose own picks are worth most, of those that fill the budget; the first of them on a tie.
+
+    A partition that has too few rows for the budget is no answer, though penalties may make fewer rows worth more.
+    Where rows are counted, all partitions have chosen all that they have then, and the second round is exact.
+    """
+    full = [part for part in picks if len(part.trace.indices) == budget.rows or part.trace.stop_reason == "tokens"]
+    return max(sorted(full, key=lambda part: part.number), key=lambda part: part.worth, default=None)
