@@ -64,7 +64,8 @@ class Checkpoint(BaseModel):
         """The bytes of the file: readable JSON that ends with a checksum of all before it."""
         content = self.model_dump(mode="json")
         content["checksum"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+        # Half a character, which a damaged file can hold, is never what was written; it must not end in an error here.
+        return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
 
 
 def save_checkpoint(folder: str | Path, trainer: ProxyTrainer, meta: Mapping[str, Any]) -> str:
