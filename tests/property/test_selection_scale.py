@@ -264,6 +264,24 @@ def test_float32_rows_on_a_device_are_confirmed_in_float64(engine, reference, re
     np.testing.assert_allclose(trace.gains, wanted.gains, rtol=1e-8)
 
 
+@pytest.mark.parametrize("engine", [DeviceDense, DeviceLazy])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_float32_rows_on_a_device_are_scaled_in_float64(engine, rounded):
+    """Rows of one norm tie at first: rounding them once more, scaled, would let chance decide all picks."""
+    g = clustered(1500, 24, seed=3)
+    wide = g.astype(np.float64) * (1 + 1e-4 * rounded)
+    pool = Pool(ArrayRows(wide))
+    if not rounded:
+        pool.rescale(1.0 / np.sqrt(pool.squared_norms))
+    limits = Limits(np.ones(1500, bool), Budget(100))
+    trace = run_greedy(
+        engine(pool, 1.0, Conflict(24), Score(0.1), limits.eligible, "cpu", torch.float32), limits, StopRule()
+    )
+    seen = wide.astype(np.float32)
+    wanted = select(seen, budget=100, normalize="none" if rounded else "unit", loop="dense")
+    assert trace.indices == wanted.indices.tolist()
+
+
 @settings(max_examples=40)
 @given(st.integers(1, 40), st.lists(st.integers(1, WAITING + 5), min_size=1, max_size=8), st.integers(0, 2**31))
 def test_updates_that_wait_count(dim, sizes, seed):
@@ -316,3 +334,22 @@ def test_bounds_are_brought_down_and_stay_bounds():
     assert np.all(ending.potentials >= exact * (1 - 1e-9))
     # Most rows were drawn never or long ago, and yet are known to be worth a fraction of what they were at first.
     assert np.median(ending.potentials / pool.squared_norms) < 0.05
+
+
+def test_partitions_hand_over_what_bounds_rows_that_no_second_round_looked_at():
+    g = clustered(20_000, 64)
+    exact = select(g, budget=600, conflict_weight=0.0, alpha="auto")
+    found = select(g, budget=600, conflict_weight=0.0, alpha="auto", partitions=8)
+    assert found.information > 0.99 * exact.information
+    assert found.outlook is not None and exact.outlook is not None
+    wide = g.astype(np.float64)
+    members = wide[found.indices[:-1]]
+    inverse = np.linalg.inv(np.eye(64) + found.alpha * members.T @ members)
+    left = np.einsum("ij,jk,ik->i", wide, inverse, wide)
+    assert np.all(found.outlook.potentials >= left * (1 - 1e-9))
+    # Without the largest eigenvalue the other rows would be known by their norms alone, some fifty times as much.
+    assert np.median(found.outlook.potentials / np.maximum(left, 1e-300)) < 10
+    # What the certificate may spend is a share of the work of both rounds.
+    assert found.outlook.work > exact.outlook.work
+    reached = certify_selection(g, found, budget=600)
+    assert reached is not None and reached.value <= found.information / exact.information + 1e-9

@@ -237,6 +237,8 @@ def _select(source: Any, options: Options, *, from_gram: bool, partition_map: Pa
     stop = StopRule(options.stop_ratio, options.robust_stop)
     trace = run_greedy(engine, limits, stop)
     ending = engine.ending()
+    if ending is not None:
+        ending = replace(ending, work=ending.work + sum(part.work for part in firsts))
     if firsts and options.stop_ratio is None:
         best, second = best_part(firsts, budget), float(np.sum(trace.scores))
         if best is not None and best.worth > second + slack(second):

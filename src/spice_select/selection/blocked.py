@@ -127,8 +127,9 @@ class BlockedLazy:
         """The last potential of every row, and the information without what only a running engine needs."""
         self._flush()
         self._known.potentials[self._ids] = self._active_potentials
+        potentials = self._known.at_end()
         self._information.forget()
-        return Ending(self._known.potentials, self._information, self._work + self._known.work)
+        return Ending(potentials, self._information, self._work + self._known.work)
 
     def _best_active(self) -> Choice | None:
         gains = self._information.gains(self._active_potentials)

@@ -79,6 +79,14 @@ class Bounds:
         """Whether every one of these rows was measured at this very step."""
         return bool(np.all(self._seen[ids] == self._information.size))
 
+    def at_end(self) -> Float[np.ndarray, " n"]:
+        """Upper bounds of the potentials of all rows, of those as well that were never candidates."""
+        information = self._information
+        if information.matrix is not None and information.size >= information.dim:
+            bounds = information.matrix.largest() * self._squared_norms
+            self.potentials = np.minimum(self.potentials, bounds)
+        return self.potentials
+
     def write_back(self, ids: Int[np.ndarray, " m"], potentials: Float[np.ndarray, " m"]) -> None:
         """Note potentials of now."""
         self.potentials[ids] = potentials

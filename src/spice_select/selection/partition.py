@@ -74,10 +74,12 @@ class PartPicks:
     Attributes:
         number: Which partition.
         trace: Its steps, with row numbers of the whole pool.
+        work: Multiply-adds that were spent on rows.
     """
 
     number: int
     trace: Trace
+    work: float = 0.0
 
     @property
     def worth(self) -> float:
@@ -147,7 +149,8 @@ def choose_part(part: Part) -> PartPicks:
         engine.add(int(index))
     trace = run_greedy(engine, limits, StopRule())
     trace.indices = part.members[np.array(trace.indices, dtype=np.int64)].tolist()
-    return PartPicks(part.number, trace)
+    ending = engine.ending()
+    return PartPicks(part.number, trace, 0.0 if ending is None else ending.work)
 
 
 @dataclass(frozen=True, eq=False)

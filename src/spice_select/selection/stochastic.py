@@ -117,8 +117,9 @@ class Stochastic:
 
     def ending(self) -> Ending:
         """The last potential of every row, and the information without what only a running engine needs."""
+        potentials = self._known.at_end()
         self._information.forget()
-        return Ending(self._known.potentials, self._information, self._work + self._known.work)
+        return Ending(potentials, self._information, self._work + self._known.work)
 
     def _screen(self, ids: Int[np.ndarray, " m"]) -> tuple[np.ndarray, np.ndarray]:
         """Scores of rows, from below and from above, and their bounds brought down to the latter."""
