@@ -2,7 +2,8 @@
 
 Rows lie on the device as float64 where they fit into half of what is free, else as float32. The inverse of the
 information, potentials and scores are float64 in both cases. With float64 rows the picks are those of the CPU; with
-float32 rows they are the picks for the rows rounded to float32 (relative 6e-8), and potentials of the dense loop, which
+float32 rows they are so too where the rows came in float32, as those of a store do: what normalisation multiplies them
+by is kept beside them. Rows of more digits are rounded to float32 (relative 6e-8). Potentials of the dense loop, which
 are brought up to date step by step, are confirmed: the winner and all rows that rounding might put in its place are
 measured again from the inverse before a pick is made.
 """
@@ -93,10 +94,11 @@ class _OnDevice:
         self._conflict = conflict
         self._score = score
         self._inverse = _Inverse(alpha, pool.dim, self._device)
-        self._rows = self._resident(dtype)
-        self._norms = self._tensor(np.sqrt(pool.squared_norms))
-        self._total = torch.zeros(pool.dim, dtype=torch.float64, device=self._device)
+        self._factors: Tensor | None = None
         self._potentials = self._tensor(pool.squared_norms)
+        self._rows = self._resident(dtype)
+        self._norms = self._potentials.sqrt()
+        self._total = torch.zeros(pool.dim, dtype=torch.float64, device=self._device)
         self._eligible = torch.as_tensor(eligible, device=self._device)
         self._fixed = None if conflict.fixed is None else self._tensor(conflict.fixed)
         self._per_row = None if score.per_row is None else self._tensor(score.per_row)
@@ -107,14 +109,19 @@ class _OnDevice:
         self._eligible[torch.as_tensor(indices, device=self._device)] = False
 
     def _add(self, index: int) -> tuple[Tensor, Tensor]:
-        row = self._rows[index].double()
+        row = self._scaled(torch.tensor([index], device=self._device))[0]
         self._conflict.add(row.cpu().numpy())
         self._total += row
         return row, self._inverse.add(row)
 
+    def _scaled(self, ids: Int[Tensor, " m"]) -> Float[Tensor, "m d"]:
+        """Rows in float64."""
+        rows = self._rows[ids].double()
+        return rows if self._factors is None else rows * self._factors[ids, None]
+
     def _exact(self, ids: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
         """Potentials of rows, from the inverse."""
-        rows = self._rows[ids].double()
+        rows = self._scaled(ids)
         self._work += float(len(ids)) * self._pool.dim**2
         return torch.clamp((self._inverse.times(rows) * rows).sum(dim=1), min=0.0)
 
@@ -162,7 +169,7 @@ class _OnDevice:
             gains = self._gains(potentials)
             dots = None
             if self._fixed is None and self._conflict.norm:
-                dots = self._rows[ids].double() @ self._total
+                dots = self._scaled(ids) @ self._total
             conflicts = self._conflicts(ids, dots)
             scores = self._scores(ids, gains, conflicts)
             seen.append((ids, potentials, gains, conflicts, scores))
@@ -197,8 +204,20 @@ class _OnDevice:
                 f"{count} gradient rows of {dim} numbers do not fit into the memory of device '{self._device}'; use "
                 "device 'cpu', which reads them from disk, or partitions."
             ) from None
+        factors = np.ones(count)
+        if dtype != torch.float64 and self._pool.factors is not None:
+            # What came in float32 comes back to the bit by a division in float64, and is rounded by none.
+            factors[: self._pool.n] = np.where(self._pool.factors == 0.0, 1.0, self._pool.factors)
+            self._factors = self._tensor(factors)
         for start, block in self._pool.blocks():
-            rows[start : start + len(block)] = torch.from_numpy(np.ascontiguousarray(block)).to(self._device, dtype)
+            part = slice(start, start + len(block))
+            given = block if self._factors is None else block / factors[part, None]
+            rows[part] = torch.from_numpy(np.ascontiguousarray(given)).to(self._device, dtype)
+            if dtype != torch.float64:
+                # Of the rows as they lie here, so that these are bounds of what is measured of them.
+                wide = rows[part].double()
+                wide = wide if self._factors is None else wide * self._factors[part, None]
+                self._potentials[part] = (wide * wide).sum(dim=1)
         return rows
 
 
@@ -248,6 +267,7 @@ class DeviceDense(_OnDevice):
         wants_dots = self._fixed is None and self._doubt is None
         both = torch.stack([vector, row] if wants_dots else [vector], dim=1).to(self._rows.dtype)
         products = (self._rows @ both).double()
+        products = products if self._factors is None else products * self._factors[:, None]
         onto = products[:, 0]
         self._potentials = torch.clamp(self._potentials - onto * onto, min=0.0)
         if wants_dots:
