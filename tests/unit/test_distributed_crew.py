@@ -436,6 +436,54 @@ def test_partitions_come_back_and_errors_keep_their_class() -> None:
         list(each_part(cluster, shape, fail, [1]))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("losses", [3, 4])
+def test_a_partition_whose_worker_is_lost_goes_to_another_thrice(losses: int) -> None:
+    """Ray's own retries are off: it would go on without end where its monitor of memory ends a worker."""
+
+    class Losing(FakeRay):
+        asked: ClassVar[list[dict[str, Any]]] = []
+        sent = 0
+
+        def remote(self, what: Any) -> Any:
+            def options(**given: Any) -> Any:
+                self.asked.append(given)
+                return SimpleNamespace(remote=send)
+
+            def send(*args: Any) -> Ref:
+                self.sent += 1
+                return Ref(error=OutOfMemoryError("x")) if self.sent <= losses else Ref(what(*args))
+
+            return SimpleNamespace(options=options)
+
+    ray = Losing()
+    shape, cluster = Shape(1, 1, 1, 0), SimpleNamespace(ray=ray)
+    if losses == 3:
+        assert list(each_part(cluster, shape, lambda part: part * 10, [1, 2])) == [10, 20]  # type: ignore[arg-type]
+    else:
+        with pytest.raises(ResourceError, match=r"has ended 4 workers one after another \(OutOfMemoryError"):
+            list(each_part(cluster, shape, lambda part: part * 10, [1, 2]))  # type: ignore[arg-type]
+    assert ray.asked[0]["max_retries"] == 0
+
+
+def test_a_cluster_of_its_own_is_started_whatever_cluster_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[dict[str, Any]] = []
+    ray = SimpleNamespace(
+        is_initialized=lambda: False,
+        shutdown=lambda: None,
+        init=lambda **options: given.append(options),
+        cluster_resources=dict,
+    )
+    monkeypatch.setattr(cluster_module, "require_ray", lambda: ray)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    started = Cluster(2, None)
+    started.start("cpu", "model.device")
+    started.stop()
+    assert given[0]["address"] == "local" and given[0]["num_cpus"] == 2
+
+
 @pytest.mark.parametrize(
     ("cpus", "gpus", "device", "workers", "threads", "expected"),
     [

@@ -177,6 +177,8 @@ class Cluster:
         count = self._workers or _local_workers()
         self._folder = _short_folder()
         return {
+            # Without it Ray joins the cluster that RAY_ADDRESS names, as it does within a job.
+            "address": "local",
             "num_cpus": count,
             "include_dashboard": False,
             "object_store_memory": min(_MOST_STORE, max(_LEAST_STORE, _STORE_PER_WORKER * count)),

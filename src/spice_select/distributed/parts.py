@@ -39,17 +39,23 @@ def each_part(
         ResourceError: A partition has ended several workers.
     """
     ray = cluster.ray
-    task = ray.remote(guarded).options(num_cpus=shape.cpus, num_gpus=shape.gpus, max_retries=_RETRIES)
-    left, running = deque(parts), []
+    # Ray's own retries have no end where memory ran out.
+    task = ray.remote(guarded).options(num_cpus=shape.cpus, num_gpus=shape.gpus, max_retries=0)
+    left, running = deque((part, 0) for part in parts), {}
     while left or running:
         while left and len(running) < shape.workers:
-            running.append(task.remote(function, left.popleft(), shape.threads))
-        (first, *_), running = ray.wait(running, num_returns=1)
+            part, losses = left.popleft()
+            running[task.remote(function, part, shape.threads)] = part, losses
+        (first, *_), _ = ray.wait(list(running), num_returns=1)
+        part, losses = running.pop(first)
         try:
             found = ray.get(first)
         except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError as error:
+            if losses < _RETRIES:
+                left.appendleft((part, losses + 1))
+                continue
             raise ResourceError(
                 f"A partition has ended {_RETRIES + 1} workers one after another ({type(error).__name__}); ask for "
                 "more --partitions or fewer --workers if memory is short."
