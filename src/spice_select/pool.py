@@ -19,6 +19,7 @@ from spice_select.errors import BudgetError, ConfigError, DataError
 from spice_select.gradients.proxy import load_tokenizer
 from spice_select.reporter import Clock, Reporter
 from spice_select.selection.budget import Budget, resolve_budget
+from spice_select.selection.on_device import usable_device
 from spice_select.selection.options import Options
 from spice_select.selection.quotas import resolve_groups
 
@@ -119,6 +120,8 @@ def check_selection(config: RunConfig, pool: Pool, *, everything: bool = False) 
         partitions=settings.partitions,
         device=settings.device,
     ).check()
+    if settings.device != "cpu" and config.schedule.kind != "pools":
+        usable_device(settings.device)
     kept = ~excluded_rows(config, pool)
     labels = group_labels(config, pool)
     eligible = pool.encoded.usable & kept

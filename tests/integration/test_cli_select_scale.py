@@ -73,6 +73,7 @@ def test_partitions_are_recorded(command: Command, collected: Path, tmp_path: Pa
         (("selection.partitions=2", "selection.groups=source", "selection.quotas=proportional"), "quotas"),
         (("selection.device=cuda", "selection.loop=kernel"), "loop 'kernel'"),
         (("selection.sampling_epsilon=1",), "sampling_epsilon"),
+        (("selection.device=toaster",), "device 'toaster' cannot be used here"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_gradients_are_measured(
