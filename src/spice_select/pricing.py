@@ -23,6 +23,9 @@ from spice_select.schedule.session import learning_engine
 from spice_select.schedule.warmup import wanted, warmup_rows
 from spice_select.selection.budget import resolve_budget
 
+MOST_ROWS = 10**15
+"""More rows than anyone has, and few enough for arithmetic with points."""
+
 
 def dry_run(
     config: RunConfig,
@@ -47,8 +50,8 @@ def dry_run(
         ConfigError: A setting or a size that cannot be.
         DataError, ModelError: Something that cannot be read.
     """
-    if rows is not None and rows < 1:
-        raise ConfigError(f"--at-rows cannot be {rows}; give 1 or more.")
+    if rows is not None and not 1 <= rows <= MOST_ROWS:
+        raise ConfigError(f"--at-rows cannot be {rows}; give 1 or more, and {MOST_ROWS:,} at most.")
     require_named(config, output=False)
     config, method = chosen_method(config)
     if selection:

@@ -38,6 +38,8 @@ def test_a_larger_size_is_priced_by_the_rows_at_hand(command: Command, model: Pa
 def test_sizes_that_cannot_be_are_refused(command: Command, model: Path, rows_file: Path) -> None:
     asked = ("collect", rows_file, "-m", model, "--dry-run")
     assert "--at-rows cannot be 0" in command.refused(2, *asked, "--at-rows", "0")
+    assert "at most" in command.refused(2, *asked, "--at-rows", "1" + 400 * "0")
+    assert "at most" in command.refused(2, *asked, "--workers", "1" + 400 * "0")
     assert "one for each at least" in command.refused(2, *asked, "--workers", "2", "--at-machines", "3")
     assert "add --at-machines" in command.refused(2, *asked, "--engine", "ray", "--address", "auto")
     assert "goes with --engine ray" in command.refused(2, *asked, "--address", "auto")

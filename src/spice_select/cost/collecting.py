@@ -20,6 +20,7 @@ from spice_select.metering import metered, own_memory
 
 MOST_ON_A_MACHINE = 4
 """Workers that Ray starts on a machine without GPUs at most, unless told."""
+MOST_WORKERS = 10**6
 MEASURED_BATCHES = 8
 MEASURED_TOKENS = 1024
 """Tokens of a measured batch at most: enough for the speed of a full one, at a fraction of its time."""
@@ -55,8 +56,8 @@ class Fleet:
             ConfigError: Numbers that cannot be.
         """
         for name, value in (("--workers", workers), ("--at-machines", machines)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} cannot be {value}; give at least 1.")
+            if value is not None and not 1 <= value <= MOST_WORKERS:
+                raise ConfigError(f"{name} cannot be {value}; give at least 1, and {MOST_WORKERS:,} at most.")
         machines = machines or 1
         if workers is None:
             gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
