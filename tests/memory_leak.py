@@ -59,7 +59,7 @@ def measure(name: str, step: Callable[[int], object], steps: int) -> Growth:
         if 2 * number >= steps and number % every == 0:
             gc.collect()
             found = gc.get_objects()
-            tensors = sum(isinstance(one, torch.Tensor) for one in found)
+            tensors = sum(issubclass(type(one), torch.Tensor) for one in found)
             seen.append((number, _resident(), len(found), tensors))
             del found
     at, *columns = np.asarray(seen, dtype=np.float64).T

@@ -352,8 +352,8 @@ def test_interrupt_while_libraries_load(
 
 def test_names_that_no_system_takes(command: Command, model: Path, rows_file: Path, tmp_path: Path) -> None:
     long, out = "n" * 5000, tmp_path / "out"
-    for data, proxy, folder in ((long, model, out), (rows_file, long, out), (rows_file, model, long)):
-        assert "too long" in command.refused(2, "run", data, "-m", proxy, "-b", "2", "-o", folder)
+    for code, data, proxy, folder in ((3, long, model, out), (2, rows_file, long, out), (2, rows_file, model, long)):
+        assert "too long" in command.refused(code, "run", data, "-m", proxy, "-b", "2", "-o", folder)
     assert "empty name" in command.refused(2, "run", rows_file, "", "-m", model, "-b", "2", "-o", out)
     assert not out.exists()
 
