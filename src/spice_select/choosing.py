@@ -18,7 +18,7 @@ from spice_select.measuring import Measuring
 from spice_select.methods import Need
 from spice_select.methods.specs import Spec
 from spice_select.pool import Pool
-from spice_select.preconditions import chosen_method, require_budget
+from spice_select.preconditions import chosen_method, require_budget, varies
 from spice_select.run_folder import RunFolder
 from spice_select.selection.budget import Budget
 
@@ -74,7 +74,7 @@ def entrants_of(config: RunConfig, specs: Sequence[Spec], seeds: int, train_seed
         own = config.model_copy(update={"method": MethodConfig(name=spec.name, **spec.settings)})
         resolved, method = chosen_method(own)
         require_budget(resolved, method)
-        count = {"no": 1, "draw": seeds, "training": train_seeds}[method.varying()]
+        count = {"no": 1, "draw": seeds, "training": train_seeds}[varies(method, resolved)]
         found.append(Entrant(spec, resolved, tuple(range(config.seed, config.seed + count))))
     return found
 

@@ -19,7 +19,7 @@ from spice_select.measuring import Measuring
 from spice_select.methods import Need
 from spice_select.methods.specs import Spec
 from spice_select.pool import check_selection, read_pool
-from spice_select.preconditions import require_named
+from spice_select.preconditions import require_named, varies
 from spice_select.report.contest import FILES, write_contest
 from spice_select.report.contest_text import describe
 from spice_select.reporter import Clock, Reporter
@@ -160,7 +160,7 @@ def _choose_all(
                 method=spec.name,
                 settings=spec.method.model_dump(mode="json"),
                 seed=seed,
-                varies=spec.method.varying(),
+                varies=varies(spec.method, entrant.config),
             )
             try:
                 choice = choice_of(ground, entrant, seed, budgets[spec.label])

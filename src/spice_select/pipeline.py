@@ -20,6 +20,7 @@ from spice_select.gradients.precondition import check_precondition
 from spice_select.gradients.store import GradientStore
 from spice_select.measuring import Measuring
 from spice_select.methods import Choice, Inputs, Method, Need
+from spice_select.methods.information import InformationMethod
 from spice_select.online import run_pools
 from spice_select.paths import with_whole_paths
 from spice_select.pool import Pool, check_selection, excluded_rows, read_pool, rows_in_hand
@@ -101,7 +102,7 @@ def run(
         with ranks.together():
             if ranks.main:
                 inputs = gather(method, measuring.bench, budget, store, seed=config.seed)
-                inputs = _shared_out(inputs, config, workers, reporter)
+                inputs = _shared_out(inputs, config, method, workers, reporter)
                 result = _choose(config, pool, budget, method, inputs, store, measuring.bench, folder, warm)
         return result
 
@@ -194,7 +195,7 @@ def select_from(
     resolved = check_selection(config, pool, everything=not chosen.takes_budget)
     bench = Measuring(config, pool, folder, Ranks(), reporter, clock).bench
     inputs = gather(chosen, bench, resolved, store, seed=config.seed)
-    inputs = _shared_out(inputs, config, workers, reporter)
+    inputs = _shared_out(inputs, config, chosen, workers, reporter)
     return _choose(config, pool, resolved, chosen, inputs, store, bench, folder)
 
 
@@ -328,9 +329,11 @@ def _begin(workers: Workers | None, config: RunConfig, method: Method, reporter:
         reporter.warn(f"Method '{method.name}' needs no gradients, so that --engine ray has nothing to share out.")
 
 
-def _shared_out(inputs: Inputs, config: RunConfig, workers: Workers | None, reporter: Reporter) -> Inputs:
-    """The same, with the partitions of the selection at the workers."""
-    if workers is None:
+def _shared_out(
+    inputs: Inputs, config: RunConfig, method: Method, workers: Workers | None, reporter: Reporter
+) -> Inputs:
+    """The same, with the partitions of the selection at the workers; other methods know of none."""
+    if workers is None or not isinstance(method, InformationMethod):
         return inputs
     if config.selection.partitions == 1:
         reporter.note("One greedy is made by this process alone; --partitions shares it out.")

@@ -6,6 +6,7 @@ from spice_select.config import RunConfig, resolve
 from spice_select.errors import ConfigError
 from spice_select.gradients.precondition import check_precondition
 from spice_select.methods import Method, Need, make_method
+from spice_select.methods.base import Varies
 from spice_select.methods.information import InformationMethod
 from spice_select.reporter import Reporter
 from spice_select.run_folder import RunFolder
@@ -68,6 +69,12 @@ def chosen_method(config: RunConfig) -> tuple[RunConfig, Method]:
             "--target FILE."
         )
     return resolved, method
+
+
+def varies(method: Method, config: RunConfig) -> Varies:
+    """What of a method's answer depends on the seed, given the selection section it goes by."""
+    drawn = isinstance(method, InformationMethod) and config.selection.approximate
+    return "draw" if drawn else method.varying()
 
 
 def measures_alone(method: Method) -> bool:

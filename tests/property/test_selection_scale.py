@@ -54,7 +54,7 @@ def test_each_pick_is_the_best_of_its_sample(g, options, seed, epsilon, data):
     options = resolve(options, len(g))
     k = data.draw(st.integers(1, len(g)))
     found = select(g, budget=k, loop="stochastic", sampling_epsilon=epsilon, seed=seed, **options)
-    random = np.random.Generator(np.random.Philox(seed))
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0])))
     left = list(range(len(g)))
     size = sample_size(len(g), k, epsilon)
     for step, pick in enumerate(found.indices.tolist()):
@@ -208,6 +208,9 @@ def test_rows_are_dealt_once_and_evenly():
         ({"partitions": 2, "groups": ["a"] * 6, "quotas": "proportional"}, "cannot go with quotas"),
         ({"sampling_epsilon": 0.0, "loop": "stochastic"}, "give a number above 0 and below 1"),
         ({"sampling_epsilon": 1.0, "loop": "stochastic"}, "give a number above 0 and below 1"),
+        ({"loop": "stochastic", "seed": -1}, "seed cannot be -1"),
+        ({"partitions": 2, "seed": 1.5}, "seed cannot be 1.5"),
+        ({"alpha": 1e308, "loop": "stochastic"}, "beyond all numbers"),
         ({"device": "cuda", "loop": "kernel"}, "not loop 'kernel'; use device 'cpu'"),
         ({"device": "cuda", "fisher": "released"}, "not fisher 'released'"),
         ({"device": "a toaster"}, "device 'a toaster' cannot be used here"),
@@ -216,7 +219,7 @@ def test_rows_are_dealt_once_and_evenly():
 )
 def test_what_does_not_go_together_is_one_sentence(settings, said):
     with pytest.raises(ConfigError, match="; ") as error:
-        select(np.ones((6, 3)), **{"budget": 2, **settings})
+        select(10.0 * np.ones((6, 3)), **{"budget": 2, **settings})
     assert said in str(error.value) and str(error.value).count("\n") == 0
 
 

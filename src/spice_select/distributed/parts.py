@@ -77,4 +77,4 @@ def guarded(function: Callable[[Any], Any], part: Any, threads: int) -> Any:
         with threadpool_limits(threads):
             return function(part)
     except Exception as error:
-        return failed(error)
+        return failed(error, "ask for more --partitions or fewer --workers")

@@ -137,8 +137,12 @@ def _copied(part: Encoded) -> Encoded:
     return replace(part, **arrays)
 
 
-def failed(error: Exception) -> Failed:
+def failed(error: Exception, remedy: str = "lower gradients.batch_tokens or data.max_length") -> Failed:
     """What the user is told.
+
+    Args:
+        error: What was raised.
+        remedy: What to do where memory ran out.
 
     Raises:
         Exception: The error itself, where it is no user's to mend.
@@ -146,7 +150,7 @@ def failed(error: Exception) -> Failed:
     from spice_select.distributed.messages import Failed
 
     if isinstance(error, MemoryError):
-        error = ResourceError("Memory ran out; lower gradients.batch_tokens or data.max_length.")
+        error = ResourceError(f"Memory ran out; {remedy}.")
     if not isinstance(error, SpiceError):
         raise error
     kinds, sentence = told(error)

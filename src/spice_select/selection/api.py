@@ -211,6 +211,10 @@ def _select(source: Any, options: Options, *, from_gram: bool, partition_map: Pa
         pool.rescale(scale)
     alpha, warning = alpha_of(options.alpha, pool.squared_norms[members])
     warnings.extend(said for said in (warning, scale_warning(alpha, pool.squared_norms[members])) if said)
+    if not np.isfinite(alpha * float(np.max(pool.squared_norms))):
+        raise ConfigError(
+            f"alpha {alpha:g} times the largest |g|^2 is beyond all numbers; give a smaller one, or 'auto'."
+        )
     in_hand = rows_in_hand(options, pool, usable, clip_at)
     eligible = members.copy()
     eligible[in_hand[in_hand < n]] = False
@@ -219,7 +223,7 @@ def _select(source: Any, options: Options, *, from_gram: bool, partition_map: Pa
     limits = Limits(eligible, budget, tokens, _groups(options, budget, eligible, kept))
     conflict = _conflict(options, pool, members)
     score = Score(float(options.conflict_weight), options.penalty == "relative", _per_row(options, tokens, len(pool)))
-    recipe = Recipe(options.loop, options.fisher, alpha, options.sampling_epsilon, options.seed, options.device)
+    recipe = Recipe(options.loop, options.fisher, alpha, options.sampling_epsilon, options.seed, device=options.device)
     loop = resolve_loop(recipe.loop, recipe.fisher, n, pool.dim, recipe.device)
     firsts: list[PartPicks] = []
     if options.partitions > 1:

@@ -32,6 +32,7 @@ class Recipe:
         alpha: Fisher scale a.
         sampling_epsilon: Expected shortfall of the stochastic loop.
         seed: Of its samples.
+        part: Which partition's samples they are, from 1; 0: those of the whole pool.
         device: Torch device of the dense and the lazy loop.
     """
 
@@ -40,6 +41,7 @@ class Recipe:
     alpha: float
     sampling_epsilon: float = 0.01
     seed: int = 0
+    part: int = 0
     device: str = "cpu"
 
 
@@ -78,7 +80,7 @@ def make_engine(
         if loop == "lazy":
             return BlockedLazy(pool, information, conflict, score, eligible)
         sample = sample_size(int(eligible.sum()), _expected_picks(limits, budget), recipe.sampling_epsilon)
-        return Stochastic(pool, information, conflict, score, eligible, sample, recipe.seed)
+        return Stochastic(pool, information, conflict, score, eligible, sample, recipe.seed, recipe.part)
     engine = {"brute": Brute, "dense": Dense, "lazy": Lazy}[loop]
     return engine(pool, make_information(recipe.fisher, alpha, pool.dim), conflict, score, eligible)
 

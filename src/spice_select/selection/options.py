@@ -69,6 +69,8 @@ class Options:
         whole = isinstance(self.partitions, numbers.Integral) and not isinstance(self.partitions, bool)
         if not whole or self.partitions < 1:
             raise ConfigError(f"partitions cannot be {self.partitions!r}; give a whole number of them, 1 at least.")
+        if not isinstance(self.seed, numbers.Integral) or isinstance(self.seed, bool) or self.seed < 0:
+            raise ConfigError(f"seed cannot be {self.seed!r}; give a whole number, 0 at least.")
         self._check_approximate()
         _number("conflict_weight", self.conflict_weight, 0.0, 1.0 if self.penalty == "relative" else math.inf)
         if self.alpha != "auto":

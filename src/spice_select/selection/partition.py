@@ -118,10 +118,14 @@ class Members:
             yield start, self._source.rows(self._numbers[start : start + size])
 
 
+_DEALING = 1 << 32
+"""Stream of the seed that deals rows, beside those that partitions draw samples from."""
+
+
 def deal(candidates: Bool[np.ndarray, " n"], partitions: int, seed: int) -> list[Int[np.ndarray, " m"]]:
     """Row numbers of the candidates, dealt at random to partitions of equal size to within one, each ascending."""
     rows = np.flatnonzero(candidates)
-    shuffled = np.random.Generator(np.random.Philox(seed)).permutation(rows)
+    shuffled = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _DEALING]))).permutation(rows)
     return [np.sort(shuffled[number::partitions]) for number in range(min(partitions, len(rows)))]
 
 
@@ -202,7 +206,7 @@ class Partitioned:
             hinge=self.conflict.hinge,
             score=Score(self.score.weight, self.score.relative),
             budget=self.budget,
-            recipe=replace(self.recipe, seed=self.recipe.seed + number),
+            recipe=replace(self.recipe, part=number + 1),
         )
 
 

@@ -44,6 +44,7 @@ class Stochastic:
         eligible: Candidates, extra rows of the pool included as False.
         sample: Rows of a sample.
         seed: Of the samples; equal seeds draw equal samples from equal candidates.
+        part: Which of several streams of that seed.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Stochastic:
         eligible: Bool[np.ndarray, " n"],
         sample: int,
         seed: int = 0,
+        part: int = 0,
     ) -> None:
         self._pool = pool
         self._information = information
@@ -67,7 +69,7 @@ class Stochastic:
         self._place[self._candidates] = np.arange(len(self._candidates))
         self._count = len(self._candidates)
         self._sample = sample
-        self._random = np.random.Generator(np.random.Philox(seed))
+        self._random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, part])))
         self._first = FIRST_BATCH
         self._work = 0.0
 

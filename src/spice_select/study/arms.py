@@ -10,8 +10,10 @@ from typing import Any
 from spice_select.analysis.study_record import Arm
 from spice_select.config import RunConfig, merge, resolve
 from spice_select.errors import ConfigError
+from spice_select.methods.base import Varies
 from spice_select.methods.information import InformationMethod
 from spice_select.methods.specs import LONGEST_LABEL, Spec, parse_specs, split_specs
+from spice_select.preconditions import varies
 
 LABEL = "label"
 """Setting of an arm that names it."""
@@ -44,6 +46,11 @@ class StudyArm:
         """Whether it chooses pool by pool, training its proxy."""
         return self.config.schedule.kind == "pools"
 
+    @property
+    def varies(self) -> Varies:
+        """What of its choice depends on the seed."""
+        return varies(self.spec.method, self.config)
+
     def record(self) -> Arm:
         """The arm as the study keeps it."""
         return Arm(
@@ -51,7 +58,7 @@ class StudyArm:
             method=self.spec.name,
             settings=self.spec.method.model_dump(mode="json"),
             overrides=dict(self.overrides),
-            varies=self.spec.method.varying(),
+            varies=self.varies,
             summary=self.spec.method.summary,
         )
 

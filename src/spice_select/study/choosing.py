@@ -20,7 +20,7 @@ from spice_select.gradients.store import GradientStore
 from spice_select.measuring import Measuring
 from spice_select.methods import Need
 from spice_select.pool import Pool, check_selection, read_pool
-from spice_select.preconditions import chosen_method
+from spice_select.preconditions import chosen_method, varies
 from spice_select.reporter import Clock, Reporter
 from spice_select.run_folder import RunFolder
 from spice_select.schedule.ranks import Ranks
@@ -234,7 +234,7 @@ def _entrant(arm: StudyArm, seeds: Sequence[int]) -> Entrant:
             update={"method": arm.config.method.model_validate({"name": arm.spec.name, **arm.spec.settings})}
         )
     )
-    return Entrant(arm.spec, resolved, tuple(seeds) if method.varying() == "draw" else (seeds[0],))
+    return Entrant(arm.spec, resolved, tuple(seeds) if varies(method, resolved) == "draw" else (seeds[0],))
 
 
 def _with_budget(config: RunConfig, budget: StudyBudget) -> RunConfig:

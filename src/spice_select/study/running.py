@@ -341,7 +341,7 @@ def _line(one: Outcome, number: int, total: int, *, again: bool) -> str:
 
 
 def _seeds_note(arms: Sequence[StudyArm]) -> str:
-    drawn = [arm.label for arm in arms if arm.spec.method.varying() == "draw"]
+    drawn = [arm.label for arm in arms if arm.varies == "draw"]
     who = f"Drawn anew under every seed: {', '.join(drawn)}. " if drawn else ""
     return f"{who}A choice that does not draw is made once, and its seeds are those of the training."
 
