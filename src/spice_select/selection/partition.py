@@ -34,7 +34,8 @@ from spice_select.selection.stopping import StopRule
 class Part:
     """One partition of the first round, with all that its greedy needs; it can be sent to another process.
 
-    Arrays are of the members alone, so that a partition of a pool of any size is no larger than itself.
+    Arrays are of the members alone, so that what is sent is no larger than the partition; what ``source`` holds of
+    other rows, such as the records of a store, comes on top.
 
     Attributes:
         number: Which partition.
