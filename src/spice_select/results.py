@@ -61,6 +61,7 @@ class RunResult:
         ]
         if record.information is not None:
             lines.append(f"Information of the picks: {record.information:,.3f} nats{_within(record)}.")
+        lines += record.shortcuts
         if record.method is not None:
             lines += record.method.describe()
         if record.schedule is not None:

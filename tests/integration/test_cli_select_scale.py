@@ -58,6 +58,14 @@ def test_how_picks_are_reached_is_no_other_selection_and_samples_are(
     assert "selection.partitions" in command.refused(4, *again, "--set", "selection.partitions=3")
 
 
+def test_the_command_says_that_the_exact_picks_may_be_others(command: Command, collected: Path, tmp_path: Path) -> None:
+    plain = command("select", collected, "-b", "6", "-o", tmp_path / "plain")
+    assert plain.code == 0 and "may be others" not in plain.out
+    told = command("select", collected, "-b", "6", "-o", tmp_path / "told", "--partitions", "3", *STOCHASTIC)
+    assert told.code == 0
+    assert "dealt to 3 partitions" in told.out and "shortfall of 0.2; the exact picks may be others" in told.out
+
+
 def test_partitions_are_recorded(command: Command, collected: Path, tmp_path: Path) -> None:
     out = tmp_path / "parts"
     record = command.json("select", collected, "-b", "10", "-o", out, "--set", "selection.partitions=3")

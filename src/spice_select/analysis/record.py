@@ -368,6 +368,22 @@ class SelectionRecord(Entry):
     files: dict[str, str] = {}
 
     @property
+    def shortcuts(self) -> list[str]:
+        """What kept the picks from being those of the exact greedy, in sentences; empty where nothing did."""
+        found = []
+        if self.partitions > 1:
+            found.append(
+                f"The rows were dealt to {self.partitions:,} partitions, and the picks of each were the pool of a "
+                "second round; the exact picks may be others."
+            )
+        if self.sampling_epsilon is not None:
+            found.append(
+                "Each pick is the best of a random sample of the candidates, for an expected shortfall of "
+                f"{self.sampling_epsilon:g}; the exact picks may be others."
+            )
+        return found
+
+    @property
     def maximised(self) -> bool:
         """Whether the picks maximise information, rather than being measured by it or not at all."""
         return self.method is None or bool(self.loop)
