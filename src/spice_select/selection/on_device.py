@@ -103,6 +103,10 @@ class _OnDevice:
         self._fixed = None if conflict.fixed is None else self._tensor(conflict.fixed)
         self._per_row = None if score.per_row is None else self._tensor(score.per_row)
         self._work = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Set up what a loop keeps beside this."""
 
     def close(self, indices: Int[np.ndarray, " m"]) -> None:
         """Take rows out of the candidates."""
@@ -227,17 +231,7 @@ class DeviceDense(_OnDevice):
     ``_doubt`` bounds what rounding of float32 rows' products may have done to a potential since it was last measured.
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        alpha: float,
-        conflict: Conflict,
-        score: Score,
-        eligible: Bool[np.ndarray, " n"],
-        device: str,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(pool, alpha, conflict, score, eligible, device, dtype)
+    def _begin(self) -> None:
         self._dots = torch.zeros_like(self._potentials)
         self._doubt = torch.zeros_like(self._potentials) if self._rows.dtype != torch.float64 else None
 
