@@ -14,17 +14,18 @@ import pytest
 
 from spice_select.cli.console import ConsoleReporter, say
 from spice_select.config import DataConfig, load_config
-from spice_select.data import json_files
+from spice_select.data import encode, json_files, template_limits, templates
+from spice_select.data.conversation import Conversation
 from spice_select.data.encode import encode_conversations
 from spice_select.data.row_numbers import read_row_numbers
 from spice_select.data.schema import detect_schema, to_conversation
 from spice_select.data.sources import load_rows
 from spice_select.data.templates import ChatTemplate
-from spice_select.errors import ConfigError, DataError, SpiceError
+from spice_select.errors import ConfigError, DataError, ModelError, SpiceError
 from spice_select.gradients.shards import map_array
 from spice_select.paths import absolute
 from spice_select.study.arms import parse_arms
-from tests.encoding import assistant, byte_level, talk, user
+from tests.encoding import CHATML, assistant, byte_level, talk, user
 
 ACTING = "a\x1b[2J\x1b]0;owned\x07\x9b31m\u202egnp\u2028\ud800\x00b"
 
@@ -195,6 +196,69 @@ def test_a_template_without_end_is_refused(text: str) -> None:
         assert "macro" in text and not found.usable.any()
         raise ConfigError("data.chat_template")
     assert "data.chat_template" in str(caught.value)
+
+
+def turns(count: int) -> Conversation:
+    return talk(*(assistant(f"answer {at}") if at % 2 else user(f"question {at}") for at in range(count)))
+
+
+CUBIC = (
+    "{% for m in messages %}{% for _ in messages %}{% for _ in messages %}{% endfor %}{% endfor %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+)
+
+
+def test_a_row_over_which_a_template_takes_too_many_steps_is_set_aside() -> None:
+    rows = [turns(2), turns(60), turns(4), turns(58)]
+    found = encode_conversations(rows, byte_level(), DataConfig(chat_template=CUBIC))
+    assert found.usable.tolist() == [True, False, True, False]
+    (failure,) = found.stats.failures
+    assert (
+        failure.reason == "the chat template does not take it (it takes more than 50,000 steps over one conversation)"
+    )
+    assert (failure.count, failure.first_row) == (2, 1)
+    # What the others come to is as if the row had never been there.
+    alone = encode_conversations([rows[0], rows[2]], byte_level(), DataConfig(chat_template=CUBIC))
+    assert [found.example(row).digest for row in (0, 2)] == [alone.example(row).digest for row in (0, 1)]
+
+
+def test_a_template_that_takes_too_many_steps_over_every_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"data\.chat_template' cannot be used: it takes more than 50,000 steps"):
+        encode_conversations([turns(60)] * 2, byte_level(), DataConfig(chat_template=CUBIC))
+    with pytest.raises(ModelError, match=r"tokenizer's chat template cannot be used: it takes more than 50,000 steps"):
+        encode_conversations([turns(60)] * 2, byte_level(template=CUBIC), DataConfig())
+    # A long pool is not gone through to its end for it.
+    monkeypatch.setattr(encode, "_OVERRUNS", 3)
+    seen = []
+    with pytest.raises(ConfigError):
+        encode_conversations((seen.append(at) or turns(60) for at in range(2000)), byte_level(),
+                             DataConfig(chat_template=CUBIC))  # fmt: skip
+    assert len(seen) <= 512
+
+
+def test_a_template_that_looks_back_over_all_messages_takes_long_conversations() -> None:
+    back = (
+        "{% for m in messages %}{% set n = namespace(last=false) %}{% for o in messages %}"
+        "{% if o.role == 'user' %}{% set n.last = loop.index0 %}{% endif %}{% endfor %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    found = encode_conversations([turns(240)], byte_level(), DataConfig(chat_template=back, max_length=100_000))
+    assert found.usable.all() and int(found.response_tokens[0]) > 120
+
+
+def test_all_renderings_of_a_conversation_have_a_bound_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "MOST_STEPS_IN_ALL", 2000)
+    found = encode_conversations([turns(2), turns(100)], byte_level(), DataConfig(max_length=100_000))
+    assert found.usable.tolist() == [True, False]
+    assert "steps in all over one conversation" in found.stats.failures[0].reason
+
+
+def test_a_template_that_is_slow_ends_the_run_on_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a row takes is the machine's doing as well: rows must not come and go with it."""
+    monkeypatch.setattr(template_limits, "MOST_SECONDS", -1.0)
+    with pytest.raises(ConfigError, match="s over one conversation; give another"):
+        encode_conversations([turns(2), turns(200)], byte_level(), DataConfig(chat_template=CHATML))
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,16 @@ from spice_select.data.messages import to_conversation
 from spice_select.data.rows import RowSet
 from spice_select.data.schema import detect_schemas
 from spice_select.data.status import Status
-from spice_select.data.templates import ChatTemplate, TemplateFailure, TemplateSet, leading_token
+from spice_select.data.templates import ChatTemplate, TemplateFailure, TemplateOverrun, TemplateSet, leading_token
 from spice_select.data.tokens import Rendered, StringSet, TextTokenizer
+from spice_select.errors import ConfigError, ModelError
 
 Loss = Literal["response", "all"]
 
 _BATCH = 512
 _REASONS = 20
+_OVERRUNS = 20
+"""Rows over which a template may run beyond its bounds before it has taken any."""
 PROMPT_SHARE = 4
 """A prompt gives way to its response down to one part in this many of the maximum length."""
 
@@ -57,6 +60,8 @@ class Encoder:
         self._counts: Counter[str] = Counter()
         self._ways: Counter[str] = Counter()
         self._failures: dict[str, tuple[int, int]] = {}
+        self._overrun: ConfigError | ModelError | None = None
+        self._overruns = 0
         self._controls_digest = hashlib.sha256("\0".join(controls.strings).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
@@ -117,10 +122,18 @@ class Encoder:
             text = self._begin + body + self._end
             located, form = Located(text, ((0, len(text)),), "text", bool(self._end)), Form()
         else:
+            template = self._templates.pick(prepared.tools)
             try:
-                located, form = self._locate(prepared, trained)
+                with template.conversation():
+                    located, form = self._locate(prepared, trained, template)
             except TemplateFailure as failure:
                 self._fail(f"the chat template does not take it ({failure})")
+                return None
+            except TemplateOverrun as overrun:
+                self._fail(f"the chat template does not take it ({overrun})")
+                self._overrun = self._overrun or template.refusal(str(overrun))
+                self._overruns += 1
+                self.require_template(_OVERRUNS)
                 return None
         if not located.spans:
             self._fail("the chat template leaves the response out")
@@ -145,9 +158,21 @@ class Encoder:
             assistants = assistants[-1:]
         return [number for number in assistants if prepared.turns[number].trained]
 
-    def _locate(self, prepared: Prepared, trained: Sequence[int]) -> tuple[Located, Form]:
-        """Try the forms in order until a template takes one and loses neither system turn nor response."""
-        template = self._templates.pick(prepared.tools)
+    def require_template(self, overruns: int = 1) -> None:
+        """Refuse a template that has run over its bounds so many times, and has taken no conversation.
+
+        Args:
+            overruns: How many times are enough.
+
+        Raises:
+            ConfigError: It is that of the settings.
+            ModelError: It is that of the tokenizer.
+        """
+        if self._overrun is not None and self._overruns >= overruns and not self._ways:
+            raise self._overrun
+
+    def _locate(self, prepared: Prepared, trained: Sequence[int], template: ChatTemplate) -> tuple[Located, Form]:
+        """Try the forms in order until the template takes one and loses neither system turn nor response."""
         first: TemplateFailure | None = None
         best: tuple[tuple[int, bool], Located, Form] | None = None
         system = [turn.content.strip() for turn in prepared.turns if turn.role == "system"]
@@ -228,6 +253,7 @@ def encode_conversations(
     examples: list[Example] = []
     for batch in _batches(conversations, _BATCH):
         examples += encoder.encode_batch(batch)
+    encoder.require_template()
     return collect_examples(examples, encoder.stats, encoder.identity)
 
 

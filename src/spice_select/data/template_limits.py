@@ -18,7 +18,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 MOST_STEPS = 50_000
-"""Passes through loops and macros in one rendering."""
+"""Passes through loops and macros in one rendering of a short conversation."""
+STEPS_A_PAIR = 4
+"""The same for each pair of messages of a long one: honest templates look back over all messages at each of them."""
+MOST_STEPS_IN_ALL = 20_000_000
+"""The same in all renderings of one conversation, which is rendered again for every response that is looked for."""
 MOST_SECONDS = 2.0
 """Processor time of one rendering, for templates whose single steps are slow."""
 MOST_CHARACTERS = 1 << 25
@@ -37,12 +41,27 @@ class TemplateLimit(Exception):
     """A template that costs more than any conversation needs."""
 
 
+class TemplateSlow(TemplateLimit):
+    """A template that takes too long: how long a conversation takes is the machine's doing as well."""
+
+
+def most_steps(messages: int) -> int:
+    """Passes through loops and macros in one rendering of so many messages."""
+    return max(MOST_STEPS, STEPS_A_PAIR * messages**2)
+
+
 class Steps(Extension):
     """Counts the passes through loops and macros; :class:`LimitedEnvironment` puts the calls in."""
 
-    def start(self) -> None:
-        """Begin a rendering."""
-        self._steps, self._until = 0, time.thread_time() + MOST_SECONDS
+    def start(self, most: int = MOST_STEPS, *, left: int = MOST_STEPS_IN_ALL) -> None:
+        """Begin a rendering.
+
+        Args:
+            most: Passes that it may take.
+            left: Passes that all renderings of its conversation may still take.
+        """
+        self.taken, self._most, self._left = 0, most, left
+        self._until = time.thread_time() + MOST_SECONDS
 
     def step(self) -> bool:
         """Count one pass.
@@ -50,11 +69,14 @@ class Steps(Extension):
         Raises:
             TemplateLimit: There were too many, or they took too long.
         """
-        self._steps += 1
-        if self._steps > MOST_STEPS:
-            raise TemplateLimit(f"it takes more than {MOST_STEPS:,} steps over one conversation")
-        if self._steps % _LOOKS == 0 and time.thread_time() > self._until:
-            raise TemplateLimit(f"it takes more than {MOST_SECONDS:.0f} s over one conversation")
+        self.taken += 1
+        if self.taken > self._most:
+            told = f"{MOST_STEPS:,} steps" if self._most == MOST_STEPS else f"{STEPS_A_PAIR} steps a pair of messages"
+            raise TemplateLimit(f"it takes more than {told} over one conversation")
+        if self.taken > self._left:
+            raise TemplateLimit(f"it takes more than {MOST_STEPS_IN_ALL:,} steps in all over one conversation")
+        if self.taken % _LOOKS == 0 and time.thread_time() > self._until:
+            raise TemplateSlow(f"it takes more than {MOST_SECONDS:.0f} s over one conversation")
         return True
 
     def join(self, *parts: Any) -> str:

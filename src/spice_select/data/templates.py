@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,14 @@ import jinja2.nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
-from spice_select.data.template_limits import LimitedEnvironment, Steps, TemplateLimit
+from spice_select.data.template_limits import (
+    MOST_STEPS_IN_ALL,
+    LimitedEnvironment,
+    Steps,
+    TemplateLimit,
+    TemplateSlow,
+    most_steps,
+)
 from spice_select.errors import ConfigError, ModelError
 from spice_select.files import read_regular
 
@@ -54,6 +62,10 @@ PLAIN_TEMPLATE = """\
 
 class TemplateFailure(Exception):
     """A template that refuses a conversation; the reason is the template's own."""
+
+
+class TemplateOverrun(Exception):
+    """A conversation over which the template takes more than any needs, whatever the machine; the reason is told."""
 
 
 class _Generation(Extension):
@@ -111,6 +123,7 @@ class ChatTemplate:
         blocks, steps = environment.extensions[_Generation.identifier], environment.extensions[Steps.identifier]
         assert isinstance(blocks, _Generation) and isinstance(steps, Steps)
         self._blocks, self._steps = blocks, steps
+        self._left: int | None = None
         steps.start()
         try:
             self._compiled = environment.from_string(source)
@@ -155,11 +168,13 @@ class ChatTemplate:
 
         Raises:
             TemplateFailure: The template refuses the conversation or fails at it.
-            ConfigError: A template from the settings that loops or grows without end.
+            TemplateOverrun: It loops or grows without end, within :meth:`conversation`.
+            ConfigError: The same elsewhere, or a template from the settings that is too slow.
             ModelError: The same from the tokenizer.
         """
         self._blocks.marks = marks
-        self._steps.start()
+        left = MOST_STEPS_IN_ALL if self._left is None else self._left
+        self._steps.start(most_steps(len(messages) + len(tools or ())), left=left)
         try:
             return self._compiled.render(
                 messages=list(messages),
@@ -169,16 +184,34 @@ class ChatTemplate:
                 **self.variables,
             )
         except (TemplateLimit, MemoryError) as error:
-            said = str(error) or "it takes more memory than there is"
-            if self.origin == "setting":
-                raise ConfigError(f"Setting 'data.chat_template' cannot be used: {said}; give another.") from None
-            raise ModelError(
-                f"The tokenizer's chat template cannot be used: {said}; set data.chat_template to another."
-            ) from None
+            if self._left is not None and isinstance(error, TemplateLimit) and not isinstance(error, TemplateSlow):
+                raise TemplateOverrun(str(error)) from None
+            raise self.refusal(str(error) or "it takes more memory than there is") from None
         except Exception as error:  # the template's own code fails as Python does
             raise TemplateFailure(str(error).strip() or type(error).__name__) from None
         finally:
             self._blocks.marks = None
+            if self._left is not None:
+                self._left -= min(self._left, self._steps.taken)
+
+    @contextmanager
+    def conversation(self) -> Iterator[None]:
+        """All renderings of one conversation, which together have a bound; what breaks it is that row's own fault."""
+        self._left = MOST_STEPS_IN_ALL
+        try:
+            yield
+        finally:
+            self._left = None
+
+    def refusal(self, said: str) -> ConfigError | ModelError:
+        """The error of a template that cannot be used at all.
+
+        Args:
+            said: Why.
+        """
+        if self.origin == "setting":
+            return ConfigError(f"Setting 'data.chat_template' cannot be used: {said}; give another.")
+        return ModelError(f"The tokenizer's chat template cannot be used: {said}; set data.chat_template to another.")
 
 
 class TemplateSet:
