@@ -21,6 +21,7 @@ def main() -> int:
             [str(base / "kills"), "--kills", "6", "--chain", "3", "--verbs", "run,collect,select", *small]
         ),
         damage.main([str(base / "damage"), "--every", "11", "--kinds", "run", *small]),
+        damage.main([str(base / "study"), "--every", "71", "--kinds", "study", *small]),
     ]
     if any(codes):
         return 1

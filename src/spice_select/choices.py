@@ -19,6 +19,7 @@ from spice_select.gradients.store import GradientStore
 from spice_select.methods import Choice, Need
 from spice_select.methods.specs import Spec
 from spice_select.pool import excluded_rows, rows_in_hand
+from spice_select.seals import kept, sealed
 from spice_select.selection.budget import Budget
 from spice_select.selection.result import StopReason
 
@@ -99,8 +100,8 @@ class Choices:
     def read(self, label: str, seed: int, identity: str) -> SavedChoice | None:
         """The choice that is there, if it is whole and of these very settings, rows and model."""
         try:
-            found = SavedChoice.model_validate_json(self.path(label, seed).read_bytes())
-        except (OSError, ValidationError):
+            found = SavedChoice.model_validate_json(json.dumps(kept(self.path(label, seed))))
+        except ValidationError:
             return None
         return found if found.identity == identity and found.label == label and found.seed == seed else None
 
@@ -113,7 +114,7 @@ class Choices:
         """
         path = self.path(choice.label, choice.seed)
         make_folder(path.parent)
-        write_text(path, choice.model_dump_json() + "\n")
+        write_text(path, sealed(json.loads(choice.model_dump_json())))
 
 
 def choice_identity(

@@ -53,6 +53,18 @@ def opened(text: str | bytes, origin: str, *, version: int, what: str, remedy: s
     return content
 
 
+def kept(path: Path) -> dict[str, Any] | None:
+    """The content of a sealed result that is kept to save work; None where there is none, or none that can be trusted.
+
+    Args:
+        path: The file.
+    """
+    try:
+        return opened(path.read_bytes(), str(path), version=1, what="kept result", remedy="take it away")
+    except (OSError, StoreError):
+        return None
+
+
 def require_files(record: Path, content: Mapping[str, Any], *, remedy: str) -> None:
     """See whether the files of a record are those that were written with it.
 

@@ -33,6 +33,7 @@ from spice_select.pool import Pool
 from spice_select.reporter import Clock, Reporter, heard
 from spice_select.schedule.adapters import attach_adapters, reset_adapters
 from spice_select.schedule.trainer import Diverged, ProxyTrainer
+from spice_select.seals import kept, sealed
 
 STAGE = "training"
 """Name of the trainings' line among the timings."""
@@ -261,15 +262,15 @@ class Trials:
 def _read(path: Path, identity: str) -> SavedTrial | None:
     """The training that is there, if it is whole and of this very identity."""
     try:
-        found = SavedTrial.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        found = SavedTrial.model_validate_json(json.dumps(kept(path)))
+    except ValidationError:
         return None
     return found if found.identity == identity else None
 
 
 def _write(path: Path, trial: SavedTrial) -> None:
     make_folder(path.parent)
-    write_text(path, trial.model_dump_json() + "\n")
+    write_text(path, sealed(json.loads(trial.model_dump_json())))
 
 
 def _shown(model: ModelConfig) -> str:

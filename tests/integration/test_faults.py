@@ -131,7 +131,10 @@ def test_a_training_notices_that_its_held_out_rows_or_files_changed(
     content[-1] ^= 1
     weights.write_bytes(content)
     assert "adapter_model.safetensors is not what was written" in command.refused(3, *given)
+    judged = ("evaluate", out, "--suite", "heldout", "--heldout", held, "--run", finished)
+    assert "adapter_model.safetensors is not what was written" in command.refused(3, *judged)
     assert command(*given, "--overwrite", "-q").code == 0
+    assert command(*judged, "-q").code == 0
 
 
 def test_a_training_killed_as_it_starts_again_can_be_given_again(

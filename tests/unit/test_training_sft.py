@@ -261,6 +261,20 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
     assert last_whole(cut) is None and last_whole(tmp_path / "nowhere") is None
 
 
+@pytest.mark.parametrize("steps", [5, 8])
+def test_killed_after_its_last_step_it_takes_no_further_one(steps: int, tmp_path: Path) -> None:
+    """In the middle of an epoch, and at its end; a constant rate, by which one more step would move the weights."""
+    given = settings(dropout=0.3, batch_size=2, save_steps=2, max_steps=steps, scheduler="constant")
+    straight = fine_tune(base(), rows(), given, 4, tmp_path, checkpoints=True)
+    found = last_whole(tmp_path)
+    assert found is not None and found[0].name == f"checkpoint-{steps}"
+    resumed = fine_tune(base(), rows(), given, 4, tmp_path, resume=True, checkpoints=True)
+    assert resumed.steps == straight.steps == steps and resumed.tokens == straight.tokens
+    assert losses(resumed) == losses(straight)
+    expected = weights(straight.model)
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+
+
 class _Poison:
     def __init__(self, mark: Path) -> None:
         self.mark = mark

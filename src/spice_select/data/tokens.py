@@ -24,6 +24,7 @@ from jaxtyping import Bool, Int
 from tokenizers import Tokenizer
 
 from spice_select.data.sentinels import PRIVATE
+from spice_select.errors import ModelError
 
 Span = tuple[int, int]
 
@@ -88,7 +89,13 @@ class TextTokenizer:
         self._aliased_tried = False
         backend = getattr(tokenizer, "backend_tokenizer", None) if tokenizer.is_fast else None
         self._state: str | None = backend.to_str() if isinstance(backend, Tokenizer) else None
-        self._backend = _bare(self._state) if self._state is not None else None
+        try:
+            self._backend = _bare(self._state) if self._state is not None else None
+        except Exception as error:  # tokenizers raises nothing narrower, where merges and vocabulary do not fit
+            raise ModelError(
+                f"The tokenizer cannot be used ({' '.join(str(error).split())}): its merges and vocabulary do not fit "
+                "each other, as in a damaged tokenizer.json; save it again."
+            ) from None
         if self._backend is not None and not self._agrees():
             self._backend = self._state = None
         self.in_pieces = 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spice_select.config import RunConfig
-from spice_select.errors import ConfigError, OutputError, StoreMismatch
+from spice_select.errors import ConfigError, OutputError, StoreError, StoreMismatch
 from spice_select.evaluation import harness, heldout
 from spice_select.evaluation.asking import require_harness
 from spice_select.evaluation.code import SandboxRunner
@@ -34,8 +34,11 @@ from spice_select.evaluation.sandbox import layers
 from spice_select.evaluation.suites import ALL, PAPER, SuiteTask, tasks_of
 from spice_select.files import Lock, make_folder
 from spice_select.reporter import Listening, Reporter, heard
+from spice_select.seals import opened, require_files
 
 _LOCK = ".evaluation.lock"
+_TRAINING = "training.json"
+"""The record that ``train`` leaves beside a model."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def evaluate(request: EvaluationRequest, config: RunConfig, reporter: Reporter) 
     with ExitStack() as stack:
         sandbox = _sandbox(plan, listening)
         model = resolve_model(request.model, request.base, config.model)
+        _require_as_trained(Path(request.model).expanduser())
         listening.stage("Model")
         with heard(listening):
             loaded = load_model(request.model, model)
@@ -165,6 +169,26 @@ def _sandbox(plan: _Plan, reporter: Reporter) -> SandboxRecord | None:
     reporter.stage("Sandbox")
     reporter.note(f"Generated programs are held by: {', '.join(found)}.")
     return SandboxRecord(layers=found, limits=asdict(SandboxRunner().limits))
+
+
+def _require_as_trained(model: Path) -> None:
+    """Refuse a model of ``train`` whose files are not those that it wrote; of other models nothing is known.
+
+    Raises:
+        StoreError: Its record cannot be read.
+        StoreCorrupt: A file is missing or has changed.
+    """
+    record = model / _TRAINING
+    if not record.is_file():
+        return
+    remedy = f"train again with --overwrite; if it was you who changed the model, take {_TRAINING} away"
+    try:
+        written = record.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise StoreError(f"{record} cannot be read ({reason}); {remedy}.") from None
+    content = opened(written, str(record), version=1, what="record of a training", remedy=remedy)
+    require_files(record, content, remedy=remedy)
 
 
 def _claim(request: EvaluationRequest, folder: Path, loaded: Loaded) -> None:

@@ -17,6 +17,7 @@ from spice_select.evaluation.harness import MetricValue, TaskResult
 from spice_select.evaluation.heldout import NAME as HELDOUT
 from spice_select.evaluation.heldout import HeldOutResult
 from spice_select.files import make_folder, write_text
+from spice_select.seals import kept, sealed
 
 FILE = "evaluation.json"
 """The record, in the output folder; written last."""
@@ -154,9 +155,9 @@ def read_finished(folder: Path | None, name: str, identity: str, kind: type[Resu
     if folder is None:
         return None
     try:
-        found = json.loads((folder / TASKS / f"{name}.json").read_bytes())
-        return kind.model_validate(found["result"]) if found["identity"] == identity else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        found = kept(folder / TASKS / f"{name}.json") or {}
+        return kind.model_validate(found["result"]) if found.get("identity") == identity else None
+    except (ValueError, KeyError):
         return None
 
 
@@ -169,7 +170,7 @@ def write_finished(folder: Path | None, name: str, identity: str, result: TaskRe
     if folder is not None:
         make_folder(folder / TASKS)
         content = {"schema_version": 1, "identity": identity, "result": result.model_dump(mode="json")}
-        write_text(folder / TASKS / f"{name}.json", json.dumps(content, indent=1) + "\n")
+        write_text(folder / TASKS / f"{name}.json", sealed(content))
 
 
 def identity_of(content: Mapping[str, Any]) -> str:

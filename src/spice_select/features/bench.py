@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from spice_select.gradients.proxy import Proxy
 from spice_select.gradients.store import GradientStore
 from spice_select.pool import Pool
 from spice_select.reporter import Clock, Listening, Reporter, heard
+from spice_select.seals import kept, sealed
 
 
 class Passes(PassRecord):
@@ -212,12 +212,12 @@ class Bench:
         earlier = _read(path)
         total = passes if earlier is None else earlier.plus(passes)
         if total != earlier and self.folder.is_dir():
-            write_text(path, json.dumps(total.model_dump(), indent=2) + "\n")
+            write_text(path, sealed(total.model_dump()))
         self.passes[f"{name}-{digest[:12]}"] = total
 
 
 def _read(path: Path) -> Passes | None:
     try:
-        return Passes.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        return Passes.model_validate(kept(path))
+    except ValidationError:
         return None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from spice_select.analysis.record import SelectionRecord
 from spice_select.config import RunConfig
+from spice_select.errors import StoreError
 from spice_select.export.tables import read_chosen
 from spice_select.files import make_folder, remove_tree, write_text
 from spice_select.pipeline import run as run_selection
@@ -35,7 +36,8 @@ def picked_in_pools(config: RunConfig, known: Path, reporter: Reporter) -> tuple
     if folder.path.is_dir() and _is_of_another(folder, config, pool, known, candidates):
         reporter.note(f"{folder.path} is of other settings or rows, and is chosen anew")
         remove_tree(folder.path)
-    if not folder.record.is_file():
+    if not _is_whole(folder):
+        # What it has committed pool by pool is in its log, so that one whose results are damaged goes on from there.
         make_folder(known.parent)
         write_text(known, candidates)
         run_selection(config, reporter)
@@ -52,10 +54,19 @@ def _is_of_another(folder: RunFolder, config: RunConfig, pool: Pool, known: Path
     if folder.config.is_file() and differences(folder.read_config(), config, ignored=ignored):
         return True
     if known.is_file():
-        return known.read_text(encoding="utf-8") != candidates
-    if not folder.record.is_file():
+        return known.read_bytes() != candidates.encode()
+    if not _is_whole(folder):
         return False
     record = SelectionRecord.read(folder.record)
     rows = read_chosen(folder.data).column("spice_index").to_numpy()
     same = (record.fingerprints.rows, record.fingerprints.encoded) == (pool.rows.fingerprint, pool.encoded.digest)
     return not same or bool(excluded_rows(config, pool)[rows].any())
+
+
+def _is_whole(folder: RunFolder) -> bool:
+    """Whether a finished selection is there, every byte of it."""
+    try:
+        folder.require_finished()
+    except StoreError:
+        return False
+    return True

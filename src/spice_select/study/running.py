@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from spice_select.analysis.study_statistics import summarise
 from spice_select.config import RunConfig, TrainingConfig, load_config, to_yaml
 from spice_select.errors import ConfigError, OutputError
 from spice_select.features.heldout import trained_model
-from spice_select.files import Lock, make_folder, remove_file, write_text
+from spice_select.files import Lock, make_folder, remove_file, remove_tree, write_text
 from spice_select.pool import excluded_rows, read_pool
 from spice_select.preconditions import require_named
 from spice_select.reporter import Clock, Reporter
@@ -133,7 +134,7 @@ def study(
         config, held = held_out(config, pool, settings.holdout, folder, reporter, clock)
         _check_folder(asked, folder, overwrite=settings.overwrite)
         if settings.overwrite:
-            remove_file(folder / LEDGER)
+            _forget(folder)
         write_text(folder / CONFIG, to_yaml(asked))
     arms = [_sharing(arm, config) for arm in arms]
     free = pool.encoded.usable & ~excluded_rows(config, pool)
@@ -207,6 +208,22 @@ def _check_folder(config: RunConfig, folder: Path, *, overwrite: bool) -> None:
         raise OutputError(f"The output {folder} is a file; name a folder.")
     elif folder.is_dir() and not path.is_file() and not all(_ours(one.name) for one in folder.iterdir()):
         raise OutputError(f"The output {folder} holds files that no study has left; name a new folder.")
+
+
+def _forget(folder: Path) -> None:
+    """Take away outcomes and choices, with all that these rest on: it may be what is damaged.
+
+    Raises:
+        OutputBusy: Another process is choosing.
+    """
+    with ExitStack() as held:
+        # The locks stay, as their files are what excludes.
+        for lock in sorted((folder / SELECTIONS).glob(".*.lock")):
+            held.enter_context(Lock.exclusive(lock, str(folder)))
+        remove_file(folder / LEDGER)
+        for path in (folder / SELECTIONS).glob("*"):
+            if path.suffix != ".lock":
+                remove_tree(path) if path.is_dir() else remove_file(path)
 
 
 def _ours(name: str) -> bool:

@@ -12,7 +12,7 @@ import random
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -170,12 +170,12 @@ def fine_tune(
             args=arguments,
             train_dataset=as_dataset(rows),
             processing_class=base.tokenizer,
-            callbacks=[*callbacks, *([Sealing(before)] if checkpoints else [])],
+            callbacks=[*callbacks, *([Sealing(before)] if checkpoints else []), _at_its_end()],
         )
         _silence(trainer)
         begun = time.perf_counter()
         try:
-            with disk_faults_told(folder):
+            with disk_faults_told(folder), suppress(_AtItsEnd):
                 trainer.train(resume_from_checkpoint=None if earlier is None else str(earlier[0]))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -206,6 +206,22 @@ def fine_tune(
         last_loss=float(history[-1]["loss"]) if history else None,
         history=history,
     )
+
+
+class _AtItsEnd(Exception):
+    """Every step of the training is in the checkpoint that it was to go on from."""
+
+
+def _at_its_end() -> Any:
+    """Ends a training that was killed after its last step: the trainer would take one more."""
+    from transformers import TrainerCallback
+
+    class AtItsEnd(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step >= state.max_steps:
+                raise _AtItsEnd
+
+    return AtItsEnd()
 
 
 @cache

@@ -248,6 +248,9 @@ class _Job:
             settings = model.peft_config["default"]
             # Of a Hub id, transformers knows the folder in its cache alone.
             settings.base_model_name_or_path, settings.revision = target.name, target.revision
+            # A set, whose order would be another in every process.
+            if isinstance(settings.target_modules, set):
+                settings.target_modules = sorted(settings.target_modules)
             model.save_pretrained(str(place), save_embedding_layers=False)
         else:
             model.save_pretrained(str(place))
