@@ -77,6 +77,10 @@ class ModelError(SpiceError):
     exit_code = 3
 
 
+class RowsChanged(DataError):
+    """Rows that are others than when the same command first read them."""
+
+
 class StoreError(SpiceError):
     """A gradient store that cannot be read."""
 

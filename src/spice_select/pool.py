@@ -15,7 +15,7 @@ from spice_select.data.encoded import Encoded
 from spice_select.data.row_numbers import read_row_numbers
 from spice_select.data.schema import Schema, detect_schemas
 from spice_select.data.sources import RowSet, load_rows
-from spice_select.errors import BudgetError, ConfigError, DataError
+from spice_select.errors import BudgetError, ConfigError, DataError, RowsChanged
 from spice_select.gradients.proxy import load_tokenizer
 from spice_select.reporter import Clock, Reporter
 from spice_select.selection.budget import Budget, resolve_budget
@@ -67,6 +67,7 @@ def read_pool(config: RunConfig, reporter: Reporter, clock: Clock) -> Pool:
     with clock.stage("encode"):
         tokenizer = load_tokenizer(config.model)
         encoded = encode_rows(rows, tokenizer, config.data, loss=config.gradients.loss)
+    rows.require_unchanged()
     for line in encoded.stats.describe():
         note(line)
     _require_responses(config, encoded)
@@ -79,6 +80,21 @@ def read_pool(config: RunConfig, reporter: Reporter, clock: Clock) -> Pool:
         if not encoded.usable.any():
             raise DataError("Every usable row matches an evaluation file; name other rows or other evaluation files.")
     return Pool(rows, schemas, tokenizer, encoded, tuple(notes))
+
+
+def require_same_rows(pool: Pool, fingerprint: str) -> None:
+    """Refuse rows that are others than when the same command first read them.
+
+    Args:
+        pool: The rows as they are now.
+        fingerprint: What the rows were.
+
+    Raises:
+        RowsChanged: They are others.
+    """
+    if pool.rows.fingerprint != fingerprint:
+        names = ", ".join(source.origin for source in pool.rows.sources)
+        raise RowsChanged(f"The rows of {names} changed while the command ran; run it again with the rows as they are.")
 
 
 def _require_responses(config: RunConfig, encoded: Encoded) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from spice_select.config import RunConfig, resolve
+from spice_select.data.sources import load_rows
 from spice_select.demo import demo_model_path, demo_rows
 from spice_select.reporter import Silent
 from spice_select.study import pooled
@@ -37,7 +38,7 @@ def test_the_label_of_an_arm_says_nothing_of_its_settings(tmp_path: Path, monkey
                 "output": {"folder": str(tmp_path / "arm" / "4")},
             }
         )
-        found, tokens, seconds = pooled.picked_in_pools(config, known, Silent())
+        found, tokens, seconds = pooled.picked_in_pools(config, known, load_rows([rows]).fingerprint, Silent())
         assert len(found) == 4 and tokens > 0 and seconds > 0
         return found
 

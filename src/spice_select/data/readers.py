@@ -14,6 +14,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from spice_select.data.json_files import not_utf8, open_bytes, read_json, read_jsonl
+from spice_select.data.stamps import Stamp
 from spice_select.errors import DataError
 
 _CSV_BLOCK = 64 << 20
@@ -27,6 +28,7 @@ _SUFFIXES = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+_MEANWHILE = "while it was read"
 _TEXT = {"json", "jsonl", "csv"}
 KNOWN_FORMATS = "json, jsonl, csv, parquet or arrow (text also as .gz)"
 
@@ -47,8 +49,33 @@ def read_file(path: Path, limit: int | None = None) -> pa.Table:
     (``NaN`` counts as missing); CSV values stay the text that they are.
 
     Raises:
-        DataError: The file is missing, empty, damaged, or holds no rows.
+        DataError: The file is missing, empty, damaged, holds no rows, or was written into meanwhile.
     """
+    return read_stamped(path, limit)[0]
+
+
+def read_stamped(path: Path, limit: int | None = None) -> tuple[pa.Table, tuple[Stamp, ...]]:
+    """As :func:`read_file`, with what tells later whether the rows are still those: of a file that stays mapped alone.
+
+    Raises:
+        DataError: As there.
+    """
+    try:
+        stamp = Stamp.of(path)
+    except OSError:
+        # What is wrong with it is told by whoever opens it.
+        return _read_file(path, limit), ()
+    try:
+        table = _read_file(path, limit)
+    except DataError:
+        # Half of what is being written there looks damaged.
+        stamp.require_unchanged(_MEANWHILE)
+        raise
+    stamp.require_unchanged(_MEANWHILE)
+    return table, (stamp,) if file_format(path) == "arrow" else ()
+
+
+def _read_file(path: Path, limit: int | None) -> pa.Table:
     kind = file_format(path)
     if kind is None:
         raise DataError(f"{path} is of no format that is read; give {KNOWN_FORMATS}.")

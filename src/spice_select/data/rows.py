@@ -14,6 +14,7 @@ import pyarrow as pa
 from jaxtyping import Int32, Int64
 
 from spice_select.data.columns import canonical, column_values, concat_tables, table_rows
+from spice_select.data.stamps import Stamp
 
 BLOCK_ROWS = 1024
 _FEATURES = b"huggingface"
@@ -70,6 +71,7 @@ class RowSet:
         source_ids: Source of each row.
         places: Place of each row in the table of its source.
         notes: Sentences on what reading had to decide and the user may want to know.
+        mapped: Files whose bytes the tables are; all else is in memory.
     """
 
     sources: tuple[Source, ...]
@@ -77,6 +79,7 @@ class RowSet:
     source_ids: Int32[np.ndarray, " n"]
     places: Int64[np.ndarray, " n"]
     notes: tuple[str, ...] = field(default=())
+    mapped: tuple[Stamp, ...] = field(default=())
 
     @classmethod
     def of(cls, sources: Sequence[Source], tables: Sequence[pa.Table], notes: Sequence[str] = ()) -> RowSet:
@@ -110,7 +113,16 @@ class RowSet:
     def subset(self, indices: Sequence[int] | np.ndarray) -> RowSet:
         """These rows in this order, under new numbers; the sources stay as they are."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return RowSet(self.sources, self.tables, self.source_ids[chosen], self.places[chosen], self.notes)
+        return RowSet(self.sources, self.tables, self.source_ids[chosen], self.places[chosen], self.notes, self.mapped)
+
+    def require_unchanged(self) -> None:
+        """Refuse rows whose files were written into since they were read: a mapped file shows what it holds now.
+
+        Raises:
+            DataError: One has been.
+        """
+        for stamp in self.mapped:
+            stamp.require_unchanged("since it was read")
 
     def iter_rows(self) -> Iterator[dict[str, Any]]:
         """The original columns of every row in order, a block at a time."""

@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from spice_select.data.columns import concat_tables
 from spice_select.data.hub import HubId, parse_hub_id, read_hub
-from spice_select.data.readers import KNOWN_FORMATS, file_format, read_file
+from spice_select.data.readers import KNOWN_FORMATS, file_format, read_stamped
 from spice_select.data.rows import RowSet, Source, fingerprint_rows
+from spice_select.data.stamps import Stamp
 from spice_select.errors import ConfigError, DataError
 
 __all__ = ["RowSet", "Source", "load_rows"]
@@ -39,6 +40,7 @@ class _Part:
     format: str
     table: pa.Table
     revision: str | None = None
+    mapped: tuple[Stamp, ...] = ()
 
 
 def load_rows(sources: Sequence[str | Path], *, split: str = "train", limit: int | None = None) -> RowSet:
@@ -80,7 +82,8 @@ def load_rows(sources: Sequence[str | Path], *, split: str = "train", limit: int
         f"Column {name!r} has values of different types in different sources; the output keeps them as JSON."
         for name in rows.conflicting_columns()
     ]
-    return RowSet(rows.sources, rows.tables, rows.source_ids, rows.places, tuple(notes))
+    mapped = tuple(one for part in parts for one in part.mapped)
+    return RowSet(rows.sources, rows.tables, rows.source_ids, rows.places, tuple(notes), mapped)
 
 
 def _fingerprint(part: _Part) -> str:
@@ -122,8 +125,8 @@ def _read_source(given: str, split: str, limit: int | None, notes: list[str]) ->
     if is_folder:
         return _read_folder(path, given, split, limit, notes)
     if is_there:
-        table = read_file(path, limit)
-        return [_Part(_stem(path), given, file_format(path) or "", table)]
+        table, mapped = read_stamped(path, limit)
+        return [_Part(_stem(path), given, file_format(path) or "", table, mapped=mapped)]
     hub_id = None if _looks_like_path(given) else parse_hub_id(given)
     if hub_id is None:
         raise _missing(path, given)
@@ -179,22 +182,25 @@ def _read_folder(path: Path, given: str, split: str, limit: int | None, notes: l
     files = _folder_files(path, split, notes)
     tables: list[pa.Table] = []
     used: list[Path] = []
+    stamps: list[tuple[Stamp, ...]] = []
     for file in files:
         left = None if limit is None else limit - sum(map(len, tables))
         if left == 0:
             break
-        tables.append(read_file(file, left))
+        table, mapped = read_stamped(file, left)
+        tables.append(table)
+        stamps.append(mapped)
         used.append(file)
     if len({frozenset(table.column_names) for table in tables}) == 1:
         formats = "+".join(sorted({file_format(file) or "" for file in used}))
         table = tables[0]
         if len(tables) > 1:
             table = concat_tables(tables)[0].replace_schema_metadata(tables[0].schema.metadata)
-        return [_Part(name, given, formats, table)]
+        return [_Part(name, given, formats, table, mapped=tuple(one for mapped in stamps for one in mapped))]
     # Files of different columns are different sources: each gets a schema of its own.
     return [
-        _Part(f"{name}/{_stem(file)}", str(file), file_format(file) or "", table)
-        for file, table in zip(used, tables, strict=True)
+        _Part(f"{name}/{_stem(file)}", str(file), file_format(file) or "", table, mapped=mapped)
+        for file, table, mapped in zip(used, tables, stamps, strict=True)
     ]
 
 

@@ -123,6 +123,7 @@ def write_dataset(
             raise DataError(f"Row {index} was chosen but has no usable response; leave it out with selection.exclude.")
         conversations.append(conversation)
     prepared = prepare_columns(rows.take(indices), conversations, special_tokens)
+    rows.require_unchanged()
     steps = _steps(rows, indices, selection)
     table = prepared.table
     for name, values in steps.items():

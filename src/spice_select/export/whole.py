@@ -97,6 +97,7 @@ def _columns(rows: RowSet, config: RunConfig) -> tuple[pa.Table, tuple[str, ...]
     special = load_tokenizer(config.model).all_special_tokens
     prepared = prepare_columns(rows.take(usable), [conversation for _, conversation in known], special)
     originals = rows.take(np.arange(len(rows)))
+    rows.require_unchanged()
     kept = [name for name in originals.column_names if not name.startswith(PREFIX)]
     columns: list[pa.ChunkedArray | pa.Array] = []
     for place, name in enumerate(prepared.table.column_names):

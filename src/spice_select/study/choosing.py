@@ -13,13 +13,13 @@ from spice_select.analysis.study_record import Equal
 from spice_select.choices import Choices
 from spice_select.choosing import Entrant, Ground, choice_of, shared_gradients
 from spice_select.config import RunConfig
-from spice_select.errors import ConfigError, SpiceError
+from spice_select.errors import ConfigError, RowsChanged, SpiceError
 from spice_select.features.gather import foresee
 from spice_select.files import Lock, make_folder
 from spice_select.gradients.store import GradientStore
 from spice_select.measuring import Measuring
 from spice_select.methods import Need
-from spice_select.pool import Pool, check_selection, read_pool
+from spice_select.pool import Pool, check_selection, read_pool, require_same_rows
 from spice_select.preconditions import chosen_method, varies
 from spice_select.reporter import Clock, Reporter
 from spice_select.run_folder import RunFolder
@@ -84,6 +84,7 @@ def choose_all(
     budgets: Sequence[StudyBudget],
     seeds: Sequence[int],
     output: Path,
+    rows: str,
     reporter: Reporter,
     clock: Clock,
 ) -> Choosing:
@@ -96,6 +97,7 @@ def choose_all(
         budgets: Budgets beside the whole pool.
         seeds: Seeds of arms that draw; others choose once.
         output: Folder of the study.
+        rows: Fingerprint of the pool's rows, which every arm must find as they are.
         reporter: Hears the progress.
         clock: Seconds by stage.
 
@@ -103,7 +105,7 @@ def choose_all(
         The choices. Of an arm that could not choose, why.
 
     Raises:
-        SpiceError: What concerns all arms: rows, models, folders.
+        SpiceError: What concerns all arms: rows, which may have changed meanwhile, models, folders.
     """
     found: Choosing = {}
     grounds: dict[str, list[StudyArm]] = {}
@@ -115,9 +117,9 @@ def choose_all(
         make_folder(folder.parent)
         with Lock.acquire(folder.parent / f".{name}.lock"):
             if members[0].in_pools:
-                _in_pools(members[0], budgets, seeds, folder, reporter, found)
+                _in_pools(members[0], budgets, seeds, folder, rows, reporter, found)
             else:
-                _from_ground(members, budgets, seeds, folder, reporter, clock, found)
+                _from_ground(members, budgets, seeds, folder, rows, reporter, clock, found)
     return found
 
 
@@ -132,6 +134,7 @@ def _from_ground(
     budgets: Sequence[StudyBudget],
     seeds: Sequence[int],
     place: Path,
+    rows: str,
     reporter: Reporter,
     clock: Clock,
     found: Choosing,
@@ -141,6 +144,7 @@ def _from_ground(
     folder = RunFolder(place)
     folder.check(config, overwrite=False, selection=False)
     pool = read_pool(config, reporter, clock)
+    require_same_rows(pool, rows)
     measuring = Measuring(config, pool, folder, Ranks(), reporter, clock)
     entrants = {arm.label: _entrant(arm, seeds) for arm in arms}
     foresee([arm.spec.method for arm in arms], measuring.bench)
@@ -246,6 +250,7 @@ def _in_pools(
     budgets: Sequence[StudyBudget],
     seeds: Sequence[int],
     place: Path,
+    known_rows: str,
     reporter: Reporter,
     found: Choosing,
 ) -> None:
@@ -261,8 +266,12 @@ def _in_pools(
             one = Chosen(error=why, planned=False)
         else:
             try:
-                rows, tokens, seconds = picked_in_pools(config, place / f".{budget.folder}.candidates", reporter)
+                rows, tokens, seconds = picked_in_pools(
+                    config, place / f".{budget.folder}.candidates", known_rows, reporter
+                )
                 one = Chosen(rows, tokens, tokens, seconds, work)
+            except RowsChanged:
+                raise
             except SpiceError as error:
                 reporter.warn(f"{arm.label}, {budget.name}: no choice: {error}")
                 one = Chosen(error=str(error))

@@ -7,16 +7,18 @@ from pathlib import Path
 
 from spice_select.analysis.record import SelectionRecord
 from spice_select.config import RunConfig
-from spice_select.errors import StoreError
+from spice_select.errors import RowsChanged, StoreError
 from spice_select.export.tables import read_chosen
 from spice_select.files import make_folder, remove_tree, write_text
 from spice_select.pipeline import run as run_selection
-from spice_select.pool import Pool, excluded_rows, read_pool
+from spice_select.pool import Pool, excluded_rows, read_pool, require_same_rows
 from spice_select.reporter import Clock, Reporter
 from spice_select.run_folder import RunFolder, differences
 
 
-def picked_in_pools(config: RunConfig, known: Path, reporter: Reporter) -> tuple[tuple[int, ...], int, float]:
+def picked_in_pools(
+    config: RunConfig, known: Path, rows_known: str, reporter: Reporter
+) -> tuple[tuple[int, ...], int, float]:
     """Rows that a run in pools chooses, tokens that pass through its proxy, forward and backward, and its seconds.
 
     A run that was cut off goes on. One of other settings, of other rows, or of other rows that could be chosen, is
@@ -25,12 +27,15 @@ def picked_in_pools(config: RunConfig, known: Path, reporter: Reporter) -> tuple
     Args:
         config: The settings of the run; ``output.folder`` is its place.
         known: File that tells the rows that could be chosen, beside that folder.
+        rows_known: Fingerprint of the rows.
         reporter: Hears the progress.
 
     Raises:
+        RowsChanged: The rows are others.
         SpiceError: As a run raises it.
     """
     pool, folder = read_pool(config, reporter, Clock()), RunFolder(config.output.folder)
+    require_same_rows(pool, rows_known)
     free = pool.encoded.usable & ~excluded_rows(config, pool)
     candidates = hashlib.sha256(free.tobytes() + bytes.fromhex(pool.encoded.digest)).hexdigest()
     if folder.path.is_dir() and _is_of_another(folder, config, pool, known, candidates):
@@ -42,6 +47,9 @@ def picked_in_pools(config: RunConfig, known: Path, reporter: Reporter) -> tuple
         write_text(known, candidates)
         run_selection(config, reporter)
     record = SelectionRecord.read(folder.record)
+    if record.fingerprints.rows != rows_known:
+        # The run has read them once more.
+        raise RowsChanged(f"The rows changed while {folder.path} was chosen; run the study again.")
     rows = tuple(int(row) for row in read_chosen(folder.data).column("spice_index").to_pylist())
     # Every row once, and the picks once more.
     tokens = int(pool.encoded.lengths[pool.encoded.usable].sum() + pool.encoded.lengths[list(rows)].sum())

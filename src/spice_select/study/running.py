@@ -140,7 +140,7 @@ def study(
     free = pool.encoded.usable & ~excluded_rows(config, pool)
     tokens = int(pool.encoded.response_tokens[free].sum())
     budgets = budgets_of(settings.budgets, settings.equals, int(free.sum()), tokens)
-    choices = choose_all(arms, budgets, settings.seeds, folder, reporter, clock)
+    choices = choose_all(arms, budgets, settings.seeds, folder, pool.rows.fingerprint, reporter, clock)
     bench = Bench(config, pool, held, folder, reporter, settings.suites, settings.suites_digest)
     whole = Chosen(tuple(int(row) for row in free.nonzero()[0]))
     units = _units(arms, budgets, settings, choices, whole, config.training)
