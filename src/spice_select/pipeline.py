@@ -327,6 +327,8 @@ def _begin(workers: Workers | None, config: RunConfig, method: Method, reporter:
         workers.begin(config)
     else:
         reporter.warn(f"Method '{method.name}' needs no gradients, so that --engine ray has nothing to share out.")
+        # A command starts them before it knows.
+        workers.close()
 
 
 def _shared_out(

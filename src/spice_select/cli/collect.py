@@ -29,8 +29,6 @@ def collect(
     quiet: o.Quiet = False,
 ) -> None:
     """Measure the gradient of every row and keep them in OUTPUT/gradients, for `spice-select select OUTPUT`."""
-    from spice_select import pipeline, pricing
-
     o.refuse_both(resume, overwrite)
     settings = o.settings(
         config=config,
@@ -45,11 +43,15 @@ def collect(
     )
     with ConsoleReporter(quiet=quiet or as_json) as reporter:
         if dry_run:
+            from spice_select import pricing
+
             size = o.fleet(engine, workers, address, at_machines)
             show_cost(pricing.dry_run(settings, reporter, selection=False, rows=at_rows, fleet=size), as_json=as_json)
             return
         o.warn_unused(reporter, at_rows, at_machines)
-        with o.crew(engine, workers, address) as crew:
+        with o.crew(engine, workers, address, settings) as crew:
+            from spice_select import pipeline
+
             store = pipeline.collect(settings, reporter, overwrite=overwrite, workers=crew)
         if store is not None:
             show_store(store, as_json=as_json)

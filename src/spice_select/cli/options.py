@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -137,11 +139,21 @@ def fleet(engine: str, workers: int | None, address: str | None, machines: int |
 
 
 @contextmanager
-def crew(engine: str, workers: int | None, address: str | None) -> Iterator[RayCrew | None]:
+def crew(
+    engine: str, workers: int | None, address: str | None, settings: RunConfig | None = None
+) -> Iterator[RayCrew | None]:
     """Where a command runs: workers of Ray, which end with the block, or None for this process.
+
+    Args:
+        engine: ``local`` or ``ray``.
+        workers: How many.
+        address: Of a cluster that is there.
+        settings: Of a command that measures; the workers are started for it at once, and the pipeline is loaded while
+            Ray's processes start, so that the caller should import it within the block.
 
     Raises:
         ConfigError: Options that do not go together, or Ray is not installed.
+        ResourceError: Ray cannot be started.
     """
     if engine not in ("local", "ray"):
         raise ConfigError(f"--engine cannot be '{engine}'; use local or ray.")
@@ -156,7 +168,21 @@ def crew(engine: str, workers: int | None, address: str | None) -> Iterator[RayC
     from spice_select.distributed.crew import RayCrew
 
     with RayCrew(workers, address) as found:
+        if settings is not None and settings.schedule.kind == "fixed":
+            _load_meanwhile("spice_select.pipeline")
+            found.begin(settings)
         yield found
+
+
+def _load_meanwhile(name: str) -> None:
+    """Import a module beside what this thread does; whoever imports it waits for that."""
+
+    def load() -> None:
+        # What is wrong with it is told to whoever asks for it.
+        with suppress(Exception):
+            import_module(name)
+
+    Thread(target=load).start()
 
 
 def warmup(value: str | None) -> dict[str, Any]:

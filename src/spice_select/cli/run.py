@@ -37,8 +37,6 @@ def run(
 
     A run that was cut off goes on where it stopped when the same command is given again.
     """
-    from spice_select import pipeline, pricing
-
     o.refuse_both(resume, overwrite)
     settings = o.settings(
         config=config,
@@ -58,11 +56,15 @@ def run(
     )
     with ConsoleReporter(quiet=quiet or as_json) as reporter:
         if dry_run:
+            from spice_select import pricing
+
             size = o.fleet(engine, workers, address, at_machines)
             show_cost(pricing.dry_run(settings, reporter, rows=at_rows, fleet=size), as_json=as_json)
             return
         o.warn_unused(reporter, at_rows, at_machines)
-        with o.crew(engine, workers, address) as crew:
+        with o.crew(engine, workers, address, settings) as crew:
+            from spice_select import pipeline
+
             result = pipeline.run(settings, reporter, overwrite=overwrite, workers=crew)
         if result is not None:
             show_result(result, as_json=as_json)

@@ -134,6 +134,10 @@ class Workers(Crew, Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """End them."""
+        ...
+
     def state(self) -> str:
         """The workers in a few words, for a line of progress."""
         ...
