@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -175,6 +176,8 @@ def hired(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RayCrew, FakeR
             remote=False,
             start=lambda device, setting: Shape(workers, 1, 1, 0),
             environment=dict,
+            hold=lambda process: None,
+            end=lambda handles: None,
             stop=lambda: None,
         )
         monkeypatch.setattr(crew_module, "Cluster", lambda *_: cluster)
@@ -278,6 +281,130 @@ def test_a_worker_that_cannot_open_the_proxy_says_why(hired, tmp_path: Path) -> 
     crew, _ = hired(kind=Wrong)
     with pytest.raises(ModelError, match=r"^The model x has no weights\.$"):
         work(crew, tmp_path)
+
+
+def test_the_proxy_is_opened_once_while_the_rows_are_read(hired, tmp_path: Path, undisturbed) -> None:
+    class Counting(FakeWorker):
+        asked: ClassVar[list[tuple[str, Path | None]]] = []
+
+        def open(self, config: RunConfig, warm: Path | None) -> Opened | Failed:
+            self.asked.append((config.model.name, warm))
+            return super().open(config, warm)
+
+    crew, ray = hired(kind=Counting)
+    crew.begin(RunConfig.model_validate({"model": {"name": "none"}}))
+    assert Counting.asked == [("none", None)] * 2
+    # What a command resolves later, such as its method, is nothing to the proxy.
+    crew.begin(RunConfig.model_validate({"model": {"name": "none"}, "selection": {"budget": "3"}}))
+    work(crew, tmp_path)
+    assert Counting.asked == [("none", None)] * 2 and ray.started == 2
+    assert contents(tmp_path) == undisturbed
+
+    Counting.asked.clear()
+    crew, ray = hired(kind=Counting)
+    crew.begin(RunConfig.model_validate({"model": {"name": "other"}}))
+    work(crew, tmp_path / "again")
+    assert Counting.asked == [("other", None)] * 2 + [("none", None)] * 2 and ray.started == 2
+
+    Counting.asked.clear()
+    crew, ray = hired(kind=Counting)
+    config = RunConfig.model_validate({"model": {"name": "none"}, "schedule": {"warmup_steps": 1}})
+    crew.begin(config)
+    assert ray.started == 2 and not Counting.asked, "the trained proxy is not there yet"
+    crew.open(config, tmp_path, Silent())
+    assert Counting.asked == [("none", tmp_path)] * 2
+
+
+def test_a_second_run_of_a_crew_opens_its_own_proxy(hired, tmp_path: Path) -> None:
+    crew, ray = hired()
+    config = RunConfig.model_validate({"model": {"name": "none"}})
+    # Nothing is missing in the first, so that its workers are there still.
+    assert crew.open(config, None, Silent()) == crew.open(config, None, Silent())
+    assert ray.started == 2
+    work(crew, tmp_path / "one")
+    work(crew, tmp_path / "two")
+    assert ray.started == 4 and contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_workers_end_where_a_method_has_no_use_for_them(hired, tmp_path: Path) -> None:
+    crew, ray = hired()
+    rows = write_jsonl(tmp_path / "rows.jsonl", demo_rows(seed=2)[:12])
+    settings = {
+        "data": {"sources": (str(rows),)},
+        "model": {"name": str(demo_model_path())},
+        "output": {"folder": str(tmp_path / "out")},
+        "method": {"name": "random"},
+        "selection": {"budget": "3"},
+    }
+    config = RunConfig.model_validate(settings)
+    crew.begin(config)
+    pipeline.run(config, Silent(), workers=crew)
+    assert ray.started == 2 and sorted(ray.killed) == [1, 2]
+
+
+def test_a_crew_is_started_without_loading_what_measures() -> None:
+    code = "import sys, spice_select.distributed.crew as c; print([n for n in ('torch', 'ray') if n in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_processes_are_ended_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(os, "pidfd_open"):
+        pytest.skip("needs Linux")
+    sleeping = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        ray = SimpleNamespace(
+            is_initialized=lambda: False, init=lambda **_: None, shutdown=lambda: None, cluster_resources=dict, get=int
+        )
+        monkeypatch.setattr(cluster_module, "require_ray", lambda: ray)
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        cluster = Cluster(1, None)
+        assert cluster.hold(sleeping.pid) is None, "of a cluster that it has not started"
+        cluster.start("cpu", "model.device")
+        handle = cluster.hold(sleeping.pid)
+        assert handle is not None
+        cluster.end([handle])
+        cluster.stop()
+        assert sleeping.wait(timeout=0.5) == -9
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(handle)
+    finally:
+        sleeping.kill()
+        sleeping.wait()
+
+
+def test_a_cluster_of_its_own_has_no_more_processes_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def params(num_cpus: int = 0, no_monitor: bool = False, include_log_monitor: bool = True) -> None:
+        asked.update(num_cpus=num_cpus, no_monitor=no_monitor, include_log_monitor=include_log_monitor)
+
+    parameter, services = SimpleNamespace(RayParams=params), SimpleNamespace(start_api_server=lambda: "a server")
+
+    def init(**options: Any) -> None:
+        parameter.RayParams(num_cpus=options["num_cpus"])
+        asked["server"] = services.start_api_server("some", port=1)
+        if len(asked) < 5:
+            raise RuntimeError("cannot be")
+
+    ray = SimpleNamespace(
+        is_initialized=lambda: False,
+        shutdown=lambda: None,
+        init=init,
+        cluster_resources=dict,
+        _private=SimpleNamespace(parameter=parameter, services=services),
+    )
+    monkeypatch.setattr(cluster_module, "require_ray", lambda: ray)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster = Cluster(2, None)
+    with pytest.raises(ResourceError, match="cannot be started on this machine"):
+        cluster.start("cpu", "model.device")
+    assert asked == {"num_cpus": 2, "no_monitor": True, "include_log_monitor": False, "server": (None, None)}
+    assert parameter.RayParams is params and services.start_api_server() == "a server", "as they were, whatever happens"
+    # A version of Ray that has neither is started as it is.
+    ray._private = SimpleNamespace()
+    ray.init = lambda **_: asked.clear()
+    Cluster(2, None).start("cpu", "model.device")
+    assert not asked
 
 
 def test_a_worker_opens_the_proxy_as_a_process_alone_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

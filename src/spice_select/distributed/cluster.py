@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import re
 import secrets
+import select
 import shutil
+import signal
 import socket
 import sys
 import tempfile
-from contextlib import suppress
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +31,7 @@ _LEAST_STORE, _MOST_STORE, _STORE_PER_WORKER = 128 << 20, 512 << 20, 64 << 20
 _LONGEST_FOLDER = 30
 _TRIES = 3
 _ANSWER_S = 10.0
+_END_S = 5.0
 _PASSED_ON = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM")
 
 
@@ -98,6 +105,7 @@ class Cluster:
         self._workers = workers
         self._address = address
         self._own = False
+        self._ended: list[int] = []
         self._folder: str | None = None
 
     def start(self, device: str, setting: str) -> Shape:
@@ -121,11 +129,36 @@ class Cluster:
             self._own = True
         return self._shape(device, setting)
 
+    def hold(self, process: Any) -> int | None:
+        """A handle of a worker's process, by which it can be ended; none where that is Ray's alone to do.
+
+        Args:
+            process: Ray's reference to its number.
+        """
+        if not self._own or self._address is not None or not hasattr(os, "pidfd_open"):
+            return None
+        with suppress(OSError):
+            return os.pidfd_open(self.ray.get(process))
+
+    def end(self, handles: Iterable[int]) -> None:
+        """End processes at once; left to Ray they first free all that they have loaded, and outlive the command."""
+        for handle in handles:
+            self._ended.append(handle)
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+
     def stop(self) -> None:
         """End what :meth:`start` has started; a second call does nothing."""
         if self._own:
             self._own = False
             self.ray.shutdown()
+        until = time.monotonic() + _END_S
+        for handle in self._ended:
+            ending = select.poll()
+            ending.register(handle, select.POLLIN)
+            ending.poll(max(0.0, 1000 * (until - time.monotonic())))
+            os.close(handle)
+        self._ended.clear()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -152,7 +185,8 @@ class Cluster:
                     _require_answer(self._address)
                     self.ray.init(address=self._address, **quiet)
                 else:
-                    self.ray.init(**self._local(), **quiet)
+                    with _lean(self.ray):
+                        self.ray.init(**self._local(), **quiet)
                 return
             except Exception as error:  # Ray raises a dozen unrelated classes here
                 # What it had started is half there, and keeps the next attempt from starting.
@@ -208,6 +242,31 @@ class Cluster:
         return Shape(workers, threads, 1 if gpus else threads, 1 if gpus else 0)
 
 
+@contextmanager
+def _lean(ray: Any) -> Iterator[None]:
+    """Have ``ray.init`` start what workers need and no more.
+
+    The monitor of the autoscaler, the one of the log files, and the dashboard's server, which is started without the
+    dashboard too, have no part in a run, and take as long to start and to end as all else of Ray. There are switches
+    for them below ``ray.init``, which has no arguments for them; where a version has other ones, all is started.
+    """
+    try:
+        parameter, services = ray._private.parameter, ray._private.services
+        params, server = parameter.RayParams, services.start_api_server
+    except AttributeError:
+        yield
+        return
+    known = inspect.signature(params).parameters
+    wanted = {"no_monitor": True, "include_log_monitor": False}
+    parameter.RayParams = partial(params, **{name: value for name, value in wanted.items() if name in known})
+    # What it answers where the server cannot be started, which a cluster does without.
+    services.start_api_server = lambda *_, **__: (None, None)
+    try:
+        yield
+    finally:
+        parameter.RayParams, services.start_api_server = params, server
+
+
 def _guard() -> None:
     """Have a cluster that is started here obey those alone who know this run's token.
 
@@ -216,6 +275,8 @@ def _guard() -> None:
     if "ray" not in sys.modules:
         # Ray reads it when it is imported; imported before, it has made up its mind.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # Ray has workers wait for everything else; these are to have what a process that works alone has.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if os.environ.get("RAY_AUTH_MODE", "token") == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Without one, Ray would leave a token in the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -1,4 +1,7 @@
-"""A pool of workers that Ray keeps, and what happens when one of them is lost."""
+"""A pool of workers that Ray keeps, and what happens when one of them is lost.
+
+A command starts its crew before it loads anything else, so that nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spice_select.config import RunConfig
 from spice_select.distributed.cluster import Cluster, Shape
@@ -18,9 +21,11 @@ from spice_select.distributed.messages import Failed, Order, Said
 from spice_select.distributed.parts import each_part
 from spice_select.distributed.worker import Worker
 from spice_select.errors import ModelError, ResourceError, retold
-from spice_select.gradients.crew import Heard, Job, Opened
-from spice_select.gradients.shards import Shard, ShardFiles
 from spice_select.reporter import Reporter
+
+if TYPE_CHECKING:
+    from spice_select.gradients.crew import Heard, Job, Opened
+    from spice_select.gradients.shards import Shard
 
 # A shard that has ended so many workers would end the next as well.
 _MOST_LOSSES_OF_A_SHARD = 3
@@ -39,6 +44,7 @@ class _Member:
         actor: Ray's handle.
         process: Its number on its machine, asked for.
         waiting: What it was asked for: to open the proxy, or the stream of a shard's news.
+        handle: Of that process, where it is this process's to end.
         opened: It has the proxy.
         shard: The shard in hand.
         advanced: Examples of that shard that were measured so far.
@@ -48,6 +54,7 @@ class _Member:
     actor: Any
     process: Any
     waiting: Any = None
+    handle: int | None = None
     opened: bool = False
     shard: Shard | None = None
     advanced: int = 0
@@ -90,6 +97,7 @@ class RayCrew:
         self._ray = self._cluster.ray
         self._shape: Shape | None = None
         self._asked: tuple[RunConfig, Path | None] | None = None
+        self._ahead: RunConfig | None = None
         self._members: list[_Member] = []
         self._opened: Opened | None = None
         self._started = 0
@@ -111,10 +119,11 @@ class RayCrew:
             with suppress(self._ray.exceptions.RayError):
                 self._dismiss()
         finally:
+            self._shape = self._ahead = None
             self._cluster.stop()
 
     def begin(self, config: RunConfig) -> None:
-        """Start the cluster and the workers, which load their libraries while this process reads the rows.
+        """Start the cluster and the workers, which open the proxy as it comes while this process reads the rows.
 
         Raises:
             ConfigError: More workers than GPUs.
@@ -122,6 +131,10 @@ class RayCrew:
         """
         if self._shape is None:
             self._shape = self._cluster.start(config.model.device, "model.device")
+        warm_up = config.schedule.warmup_steps or config.schedule.warmup_share
+        if self._ahead is None and not warm_up:
+            self._ahead = config
+            self._ask(config, None)
         while len(self._members) < self._shape.workers:
             self._hire()
 
@@ -130,9 +143,10 @@ class RayCrew:
         self.begin(config)
         assert self._shape is not None
         reporter.note(self._shape.describe())
-        self._asked, self._opened = (config, warm), None
-        for member in self._members:
-            self._send_open(member)
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or warm is not None or (ahead.model, ahead.gradients) != (config.model, config.gradients):
+            self._ask(config, warm)
+        self._opened = None
         began, warned = time.monotonic(), False
         while self._opened is None:
             for member in self._ready():
@@ -202,8 +216,15 @@ class RayCrew:
         if self._asked is not None:
             self._send_open(member)
 
+    def _ask(self, config: RunConfig, warm: Path | None) -> None:
+        """Have all workers open a proxy, those that are there and those to come."""
+        self._asked = config, warm
+        for member in self._members:
+            self._send_open(member)
+
     def _send_open(self, member: _Member) -> None:
         assert self._asked is not None
+        member.opened = False
         member.waiting = member.actor.open.remote(*self._asked)
 
     def _send_shard(self, member: _Member, work: _Work) -> None:
@@ -230,7 +251,7 @@ class RayCrew:
 
     def _hear_opened(self, member: _Member, say: Any) -> None:
         try:
-            found = self._ray.get(member.waiting)
+            found: Opened | Failed = self._ray.get(member.waiting)
         except self._ray.exceptions.RayError as error:
             # A class that cannot be loaded over there is told as an error of the call.
             if isinstance(error, self._ray.exceptions.RayTaskError) and "failed to import" not in str(error):
@@ -240,11 +261,11 @@ class RayCrew:
         member.waiting = None
         if isinstance(found, Failed):
             raise _error(found)
-        assert isinstance(found, Opened)
-        if self._opened is None:
-            self._opened = found
-        _require_alike(self._opened, found)
+        first = self._opened = self._opened or found
+        _require_alike(first, found)
         member.opened = True
+        if member.handle is None:
+            member.handle = self._cluster.hold(member.process)
 
     def _hear_shard(self, member: _Member, work: _Work) -> None:
         shard = member.shard
@@ -292,7 +313,7 @@ class RayCrew:
         assert self._shape is not None
         self._members.remove(member)
         # It may be unreachable, and alive; what it holds is freed with it.
-        self._ray.kill(member.actor)
+        self._end([member])
         self._lost += 1
         self._in_a_row += 1
         reason = _reason(self._ray, error)
@@ -319,9 +340,13 @@ class RayCrew:
             )
 
     def _dismiss(self) -> None:
-        for member in self._members:
+        members, self._members = self._members, []
+        self._end(members)
+
+    def _end(self, members: Sequence[_Member]) -> None:
+        self._cluster.end([member.handle for member in members if member.handle is not None])
+        for member in members:
             self._ray.kill(member.actor)
-        self._members.clear()
 
 
 def _error(failed: Failed) -> Exception:
@@ -363,6 +388,8 @@ def _reason(ray: Any, error: Exception) -> str:
 
 def _see(job: Job) -> None:
     """Wait until this machine sees what others wrote: a network file system tells of new files a little late."""
+    from spice_select.gradients.shards import ShardFiles
+
     files, until = ShardFiles(job.folder, job.manifest), time.monotonic() + _PATIENCE_S
     while files.missing() and time.monotonic() < until:
         # Listing the folder makes the file system ask its server.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from spice_select.data.encoded import Encoded
-from spice_select.gradients.manifest import Manifest
-from spice_select.gradients.shard_work import Done
-from spice_select.gradients.shards import Shard
+if TYPE_CHECKING:
+    from spice_select.data.encoded import Encoded
+    from spice_select.gradients.manifest import Manifest
+    from spice_select.gradients.shard_work import Done
+    from spice_select.gradients.shards import Shard
 
 
 @dataclass(frozen=True)
