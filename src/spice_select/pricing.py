@@ -22,6 +22,7 @@ from spice_select.schedule.ranks import Ranks
 from spice_select.schedule.session import learning_engine
 from spice_select.schedule.warmup import wanted, warmup_rows
 from spice_select.selection.budget import resolve_budget
+from spice_select.selection.on_device import usable_device
 
 MOST_ROWS = 10**15
 """More rows than anyone has, and few enough for arithmetic with points."""
@@ -59,6 +60,12 @@ def dry_run(
     if config.output.folder:
         RunFolder(config.output.folder).check(config, overwrite=True, selection=selection)
     pools = config.schedule.kind == "pools"
+    if pools and fleet is not None and fleet.ray:
+        raise ConfigError(
+            "schedule.kind pools has no part for --engine ray, so that no such run can be priced; leave --engine out."
+        )
+    if selection and not pools and config.selection.device != "cpu":
+        usable_device(config.selection.device)
     if pools:
         check_pools(config, reporter)
     else:

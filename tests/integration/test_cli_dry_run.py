@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from spice_select import pricing
 from spice_select.cli import options
+from spice_select.errors import ConfigError
 from spice_select.reporter import Silent
 from tests.integration.command import Command
 
@@ -45,6 +47,33 @@ def test_sizes_that_cannot_be_are_refused(command: Command, model: Path, rows_fi
     assert "goes with --engine ray" in command.refused(2, *asked, "--address", "auto")
     # More picks than the rows at hand are no fault where more rows are priced, and one where they are not.
     assert "asks for 500 rows" in command.refused(2, "run", rows_file, "-m", model, "-b", "500", "--dry-run")
+
+
+def test_what_the_figures_do_not_know_is_said(
+    command: Command, model: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("run", rows_file, "-m", model, "-b", "10%", "--dry-run", "--set", "gradients.dim=64")
+    pools = ("--schedule", "pools", "--set", "schedule.pool_size=8")
+    said = command.refused(2, *asked, *pools, "--engine", "ray", "--workers", "2")
+    assert said.startswith("schedule.kind pools has no part for --engine ray")
+    cost = command.json(*asked)
+    assert cost["notes"] == []
+    device = ("--set", "selection.device=cuda", "--at-rows", "1000")
+
+    def none(name: str) -> None:
+        raise ConfigError(f"device '{name}' cannot be used here; give 'cpu'.")
+
+    monkeypatch.setattr(pricing, "usable_device", none)
+    assert "device 'cuda' cannot be used here" in command.refused(2, *asked, *device)
+    # As if there were one.
+    monkeypatch.setattr(pricing, "usable_device", lambda name: None)
+    done = command(*asked, *device)
+    assert done.code == 0, done.err
+    notes = [line for line in done.out.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: The selection is priced as the processor's work; on selection.device cuda it takes another time, and "
+        "that device's memory."
+    ]
 
 
 def test_sizes_without_a_dry_run_are_said_to_have_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:

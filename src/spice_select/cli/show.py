@@ -42,6 +42,8 @@ def show_cost(cost: Cost, *, as_json: bool) -> None:
     say(f"Predicted cost on {where}{with_workers}; nothing was written.")
     for name, value in _cost_lines(cost).items():
         say(f"  {name:<16} {value}")
+    for note in cost.notes:
+        say(f"note: {note}")
     if cost.disk_bytes + cost.result_bytes > cost.disk_free_bytes:
         what = "gradients do" if cost.kept else "inner products do"
         say(f"warning: the {what} not fit on this disk; name another output folder.", err=True)

@@ -131,7 +131,7 @@ def study(
             for line in price(settings, parse_arms(methods, settings), plan, reporter).describe():
                 say(line)
             return
-        with started(workers, overwrite=overwrite):
+        with started(workers, overwrite=overwrite, reporter=reporter):
             result = run_study(settings, parse_arms(methods, settings), plan, reporter)
     if result is None:
         return

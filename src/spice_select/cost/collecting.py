@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from spice_select.cost.machine import Clock, cores
+from spice_select.cost.machine import Clock
 from spice_select.data.encoded import Encoded
 from spice_select.errors import ConfigError
 from spice_select.gradients.batches import plan_batches
@@ -17,6 +17,7 @@ from spice_select.gradients.capture import GradientEngine
 from spice_select.gradients.proxy import Proxy
 from spice_select.gradients.shards import META_DTYPE, plan_shards
 from spice_select.metering import metered, own_memory
+from spice_select.room import cores
 
 MOST_ON_A_MACHINE = 4
 """Workers that Ray starts on a machine without GPUs at most, unless told."""
@@ -43,10 +44,12 @@ class Fleet:
     Attributes:
         workers: Processes, each at the speed measured here.
         machines: Machines that they run on; this one alone where 1.
+        ray: Whether Ray is to start them.
     """
 
     workers: int = 1
     machines: int = 1
+    ray: bool = False
 
     @classmethod
     def of(cls, workers: int | None = None, machines: int | None = None, *, ray: bool = False) -> Fleet:
@@ -64,7 +67,7 @@ class Fleet:
             workers = machines * ((gpus or min(cores(), MOST_ON_A_MACHINE)) if ray else 1)
         if workers < machines:
             raise ConfigError(f"--workers {workers} cannot be on {machines} machines; give one for each at least.")
-        return cls(workers, machines)
+        return cls(workers, machines, ray)
 
     @property
     def speedup(self) -> float:

@@ -175,8 +175,20 @@ def with_selection(cost: Cost, config: RunConfig, speeds: Speeds, held: int, sca
             "select_memory_bytes": held + more + select_bytes(work),
             "result_bytes": round(PAGE_BYTES + PAGE_PICK_BYTES * cost.picks + text),
             "select_network_bytes": 0 if cost.machines == 1 else round(select_reads(work)),
+            "notes": (*cost.notes, *_notes(config)),
         }
     )
+
+
+def _notes(config: RunConfig) -> list[str]:
+    """What is not measured."""
+    device = config.selection.device
+    if device == "cpu":
+        return []
+    return [
+        f"The selection is priced as the processor's work; on selection.device {device} it takes another time, and "
+        "that device's memory."
+    ]
 
 
 def with_warmup(cost: Cost, trained_tokens: int) -> Cost:
@@ -209,6 +221,8 @@ def in_pools(cost: Cost, config: RunConfig, trained_tokens: int) -> Cost:
             "activity_seconds": 0.0,
             "verifying_seconds": 0.0,
             "kept": False,
+            # Pools are selected from by the processor, whatever the device.
+            "notes": (),
             "gradient_dim": 0,
             "training_seconds": (trained_tokens + picked) / cost.measured_tokens_per_second,
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -107,11 +106,6 @@ def measure_speeds(dim: int, dtype: str = "float32", clock: Clock = time.perf_co
         active=slope,
         byte=_seconds(lambda: hashlib.sha256(content).digest(), clock) / len(content),
     )
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _seconds(work: Callable[[], object], clock: Clock) -> float:

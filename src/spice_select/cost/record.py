@@ -45,6 +45,7 @@ class Cost(BaseModel):
         kept: Whether gradients are kept; pools keep inner products at most.
         measured_batches: Batches that the prediction rests on.
         measured_tokens_per_second: Their speed, padding counted, in one process.
+        notes: What the figures do not know.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,6 +85,7 @@ class Cost(BaseModel):
     kept: bool = True
     measured_batches: int
     measured_tokens_per_second: float
+    notes: tuple[str, ...] = ()
 
     @computed_field
     @property

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from spice_select.errors import ConfigError
+from spice_select.reporter import Reporter
+from spice_select.room import check_workers, cores
 
 SHARE = "--share"
 
 
 @contextmanager
-def started(workers: int, *, overwrite: bool = False) -> Iterator[None]:
+def started(workers: int, *, reporter: Reporter, overwrite: bool = False) -> Iterator[None]:
     """Run the same command in ``workers - 1`` further processes while the block runs; they end before it is left.
 
     Each has an accelerator of its own where there are several, and its share of the processors' threads.
@@ -22,9 +24,10 @@ def started(workers: int, *, overwrite: bool = False) -> Iterator[None]:
     Args:
         workers: Processes in all.
         overwrite: Refused with several processes, as each would start again.
+        reporter: Hears where they are more than the machine has processors.
 
     Raises:
-        ConfigError: Fewer than one, or ``--overwrite`` with several.
+        ConfigError: Fewer than one, more than memory holds, or ``--overwrite`` with several.
     """
     if workers < 1:
         raise ConfigError(f"--workers cannot be {workers}; give at least 1.")
@@ -33,6 +36,9 @@ def started(workers: int, *, overwrite: bool = False) -> Iterator[None]:
         return
     if overwrite:
         raise ConfigError("--overwrite and --workers cannot go together; remove the folder, or start with one worker.")
+    crowded = check_workers(workers, len(_devices()))
+    if crowded is not None:
+        reporter.warn(crowded)
     command = [sys.executable, "-m", "spice_select", *sys.argv[1:], SHARE, "--quiet"]
     processes = [subprocess.Popen(command, env=_environment(number, workers)) for number in range(1, workers)]
     try:
@@ -48,8 +54,7 @@ def started(workers: int, *, overwrite: bool = False) -> Iterator[None]:
 
 def _environment(number: int, workers: int) -> dict[str, str]:
     environment = dict(os.environ)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // workers)))
     devices = _devices()
     if len(devices) > 1:
         environment["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
