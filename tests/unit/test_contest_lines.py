@@ -126,6 +126,13 @@ def test_a_failure_is_in_every_form(tmp_path: Path) -> None:
     assert rows[2]["information"] == "" and rows[2]["error"] == line.error
 
 
+def test_no_cell_of_its_csv_is_a_formula_to_a_spreadsheet() -> None:
+    text = "=HYPERLINK(0)\r@x"
+    contest = made_contest([chosen("random", 0, information=-1.5), failed("selectit", text)])
+    rows = list(csv.DictReader(io.StringIO(render_csv(contest))))
+    assert [row["error"] for row in rows] == ["", "'=HYPERLINK(0)\n@x"] and rows[0]["information"] == "-1.5"
+
+
 def test_the_record_survives_its_file_and_refuses_others(tmp_path: Path) -> None:
     contest = made_contest([chosen("random", 0), chosen("random", 1), chosen("spice", 0)])
     contest.write(tmp_path / "comparison.json")

@@ -83,6 +83,27 @@ def test_the_csv_has_one_line_for_each_training(made: Study) -> None:
     assert lines[-1]["status"] == "failed" and lines[-1]["loss_macro"] == ""
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", " ="])
+def test_no_cell_of_a_csv_is_a_formula_to_a_spreadsheet(made: Study, start: str) -> None:
+    text = start + "cmd|' /C calc'!A0"
+    one = made.outcomes[0]
+    assert one.losses is not None
+    losses = one.losses.model_copy(update={"by_domain": {text: -1.5}, "macro": -1.5})
+    changed = one.model_copy(update={"arm": text, "error": text, "budget": text, "losses": losses, "first_loss": -2.5})
+    suites = {"suites": {text: {"acc": 0.5}}}
+    study = made.model_copy(update={"outcomes": (changed.model_copy(update=suites),), "untrained": losses})
+    rows = list(csv.reader(io.StringIO(render_csv(study))))
+    assert len(rows) == 3
+    numbers = 0
+    for cell in (cell for row in rows for cell in row):
+        try:
+            numbers += float(cell) < 0
+        except ValueError:
+            assert not cell.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")), cell
+    # Numbers below zero are numbers; before a text stands what a spreadsheet takes off again.
+    assert numbers == 5 and rows[2][COLUMNS.index("arm")] == "'" + text.replace("\r", "\n")
+
+
 @pytest.mark.parametrize("width", [72, 80, 200])
 def test_the_terminal_gets_what_fits(made: Study, width: int) -> None:
     lines = describe(made, width)

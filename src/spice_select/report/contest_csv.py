@@ -10,6 +10,7 @@ from typing import Any
 from spice_select.analysis.contest import Contest, Contestant, PickNumbers
 from spice_select.analysis.contest_lines import MEASURES
 from spice_select.analysis.contest_training import training_line
+from spice_select.report.csv_cells import cells
 
 CSV_COLUMNS: tuple[str, ...] = (
     "label",
@@ -50,7 +51,7 @@ def render_csv(contest: Contest) -> str:
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     for one in contest.contestants:
-        writer.writerow(_csv_line(one))
+        writer.writerow(cells(_csv_line(one)))
     return buffer.getvalue()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from spice_select.analysis.study_measures import DOMAIN, MACRO, MICRO, values_of
 from spice_select.analysis.study_record import UNTRAINED, Cost, Losses, Outcome, Study
+from spice_select.report.csv_cells import cells
 
 COLUMNS: tuple[str, ...] = (
     "key",
@@ -36,10 +37,10 @@ COLUMNS: tuple[str, ...] = (
 
 def render_csv(study: Study) -> str:
     """One line for each training, and one for the model before any; what is unknown is empty."""
-    lines = [_line(one) for one in study.outcomes]
+    lines = [cells(_line(one)) for one in study.outcomes]
     if study.untrained is not None and not any(one.budget == UNTRAINED for one in study.outcomes):
         before = {"arm": UNTRAINED, "budget": UNTRAINED, "status": "measured"}
-        lines.insert(0, before | _values(study.untrained, {}))
+        lines.insert(0, cells(before | _values(study.untrained, {})))
     more = dict.fromkeys(name for line in lines for name in line if name not in COLUMNS)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, (*COLUMNS, *more), lineterminator="\n")
