@@ -18,7 +18,7 @@ def main() -> int:
     small = ("--rows", "12")
     codes = [
         kill_campaign.main(
-            [str(base / "kills"), "--kills", "6", "--chain", "3", "--verbs", "run,collect,select", *small]
+            [str(base / "kills"), "--kills", "8", "--chain", "3", "--verbs", "run:2,collect:2,select:2,train:2", *small]
         ),
         damage.main([str(base / "damage"), "--every", "11", "--kinds", "run", *small]),
         damage.main([str(base / "study"), "--every", "71", "--kinds", "study", *small]),

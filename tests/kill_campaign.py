@@ -65,7 +65,8 @@ def committed(folder: Path) -> dict[str, bytes]:
         content = lines.read_bytes()
         found[lines.relative_to(folder).as_posix()] = content[: content.rfind(b"\n") + 1]
     if (folder / "training.json").is_file():
-        keep(*folder.glob("*.safetensors"), folder / "adapter_config.json", folder / "tokenizer.json")
+        # The model and its record.
+        keep(*(path for path in folder.iterdir() if path.is_file() and path.name not in (".lock", "README.md")))
     return found
 
 
@@ -293,6 +294,10 @@ def verbs(base: Path, rows: int, names: Sequence[str] = VERBS) -> dict[str, Verb
     if "train" in names:
         prepared(*run(base / "tuned" / NAME, "30%"))
     pooled = ("--schedule", "pools", "--set", "schedule.pool_size=8", "--set", "schedule.interval=1")
+    # Ends in the middle of its second epoch, at a rate by which a step too many or too few would show.
+    tune = ("training.max_steps=7", "training.batch_size=2", "training.save_steps=2", "training.scheduler=constant")
+    trained = [word for setting in (*tune, "training.dropout=0.1", "training.lr=1e-3") for word in ("--set", setting)]
+    held = rows_file(base / "held.jsonl", 4, seed=8) if "train" in names else None
     study = ("--set", "training.epochs=1", "--set", "training.lr=1e-3", "--set", "training.save_steps=2")
     plan = ("--methods", "random,spice", "--budgets", "50%", "--equal", "rows", "--seeds", "1")
     return {
@@ -312,7 +317,9 @@ def verbs(base: Path, rows: int, names: Sequence[str] = VERBS) -> dict[str, Verb
         "overwrite": Verb("overwrite", lambda folder, _: [*run(folder), "--overwrite"], other, kept=False),
         "train": Verb(
             "train",
-            lambda folder, _: ["train", base / "tuned" / NAME, "--output", folder, *study],
+            lambda folder, _: [
+                *("train", base / "tuned" / NAME, "--output", folder, "--heldout", held or "", *trained),
+            ],
             loads=False,
         ),
     }

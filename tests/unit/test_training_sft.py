@@ -20,7 +20,7 @@ from spice_select.demo import demo_model_path
 from spice_select.errors import ConfigError, DataError, ModelError
 from spice_select.gradients.loss import TokenBatch, TokenLoss
 from spice_select.gradients.proxy import Proxy
-from spice_select.training import sft
+from spice_select.training import checkpoints, sft
 from spice_select.training.checkpoints import SEAL, last_whole, seal
 from spice_select.training.sft import Trained, fine_tune, planned_steps, restore, trainable
 from tests import proxies
@@ -273,6 +273,22 @@ def test_killed_after_its_last_step_it_takes_no_further_one(steps: int, tmp_path
     assert losses(resumed) == losses(straight)
     expected = weights(straight.model)
     assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+
+
+def test_a_checkpoint_goes_when_two_later_ones_are_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    real = checkpoints.seal
+
+    def spied(path: Path, seconds: float) -> None:
+        # Whatever a kill leaves at this moment, two are whole once there have been two.
+        seen.append(sorted(mark.parent.name for mark in tmp_path.glob(f"*/{SEAL}")))
+        real(path, seconds)
+
+    monkeypatch.setattr(checkpoints, "seal", spied)
+    fine_tune(base(), rows(), settings(batch_size=2, save_steps=2, max_steps=8), 4, tmp_path, checkpoints=True)
+    names = [f"checkpoint-{number}" for number in (2, 4, 6, 8)]
+    assert seen == [[], names[:1], names[:2], names[1:3]]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == names[2:]
 
 
 class _Poison:

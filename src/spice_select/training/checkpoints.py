@@ -20,9 +20,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from spice_select.files import explained, free_bytes, remove_file, sha256_file, write_text
+from spice_select.files import explained, free_bytes, remove_file, remove_tree, sha256_file, write_text
 
 SEAL = "sealed.json"
+KEPT = 2
+"""Checkpoints that stay: the last one, and one for where that is damaged."""
 _PICKLE = "training_args.bin"
 _WRITING = ("Error while serializing", "I/O error", "PytorchStreamWriter", "file write failed", "iostream error")
 """Parts of what safetensors and torch say when a file cannot be written; torch does not say why."""
@@ -88,8 +90,7 @@ def last_whole(folder: Path) -> tuple[Path, Seal] | None:
     Args:
         folder: Where the trainer writes its checkpoints.
     """
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
-    for _, path in sorted(found, reverse=True):
+    for _, path in sorted(_numbered(folder).items(), reverse=True):
         try:
             sealed = Seal.model_validate_json((path / SEAL).read_bytes())
             if _digests(path) == sealed.files:
@@ -100,7 +101,9 @@ def last_whole(folder: Path) -> tuple[Path, Seal] | None:
 
 
 class Sealing(TrainerCallback):
-    """Seals every checkpoint that the trainer writes.
+    """Seals every checkpoint that the trainer writes, and then takes away those before the last two.
+
+    The trainer itself would take them away before the new one is sealed, so that a kill could leave one alone.
 
     Args:
         before: Seconds that the training took before this process took it up.
@@ -120,7 +123,15 @@ class Sealing(TrainerCallback):
             dist.barrier()
         if args.process_index == 0:
             took = self._before + time.perf_counter() - self._begun
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", took)
+            folder = Path(args.output_dir)
+            seal(folder / f"checkpoint-{state.global_step}", took)
+            older = sorted(number for number in _numbered(folder) if number < state.global_step)
+            for number in older[: 1 - KEPT]:
+                remove_tree(folder / f"checkpoint-{number}")
+
+
+def _numbered(folder: Path) -> dict[int, Path]:
+    return {int(match[1]): path for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))}
 
 
 def _digests(folder: Path) -> dict[str, str]:

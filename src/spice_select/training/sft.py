@@ -157,7 +157,6 @@ def fine_tune(
             disable_tqdm=True,
             save_strategy="steps" if checkpoints else "no",
             save_steps=settings.save_steps,
-            save_total_limit=2,
             dataloader_pin_memory=device.type == "cuda",
             dataset_kwargs={"skip_prepare_dataset": True},
             max_length=None,
