@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""What a spreadsheet takes a text that begins with it for: a formula, which may call programs and send what it reads."""
+"""What a spreadsheet takes a text that begins with it for: a formula, which may call programs and send what it sees."""
 
 
 def cell(value: Any) -> Any:
