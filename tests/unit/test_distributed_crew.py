@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -370,6 +371,25 @@ def test_processes_are_ended_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> 
     finally:
         sleeping.kill()
         sleeping.wait()
+
+
+def test_an_interrupt_waits_until_ray_is_there_and_then_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    did: list[str] = []
+
+    def init(**_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        did.append("started")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: did.append("ended"))
+    monkeypatch.setattr(cluster_module, "require_ray", lambda: ray)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    before = signal.getsignal(signal.SIGINT)
+    cluster = Cluster(2, None)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.start("cpu", "model.device")
+    assert signal.getsignal(signal.SIGINT) is before
+    cluster.stop()
+    assert did == ["started", "ended"]
 
 
 def test_a_cluster_of_its_own_has_no_more_processes_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -126,7 +127,6 @@ class Cluster:
             )
         if not self.ray.is_initialized():
             self._connect()
-            self._own = True
         return self._shape(device, setting)
 
     def hold(self, process: Any) -> int | None:
@@ -180,18 +180,20 @@ class Cluster:
         # Lines of workers and of Ray itself go to its log files; what matters is told by the errors it raises.
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
         for left in reversed(range(_TRIES)):
+            self._own = True
             try:
                 if self._address is not None:
                     _require_answer(self._address)
                     self.ray.init(address=self._address, **quiet)
                 else:
-                    with _lean(self.ray):
+                    with _uninterrupted(), _lean(self.ray):
                         self.ray.init(**self._local(), **quiet)
                 return
             except Exception as error:  # Ray raises a dozen unrelated classes here
                 # What it had started is half there, and keeps the next attempt from starting.
                 with suppress(Exception):
                     self.ray.shutdown()
+                self._own = False
                 self.stop()
                 line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
                 # A busy machine takes longer to start it than the half minute that Ray waits.
@@ -240,6 +242,22 @@ class Cluster:
         workers = self._workers or gpus or sum(min(count, _MOST_ON_A_MACHINE) for count in machines)
         threads = set_threads or max(1, min(min(machines), sum(machines) // workers))
         return Shape(workers, threads, 1 if gpus else threads, 1 if gpus else 0)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put an interrupt off until the end of the block: a Ray that is half started can neither be used nor ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
