@@ -173,12 +173,13 @@ def hired(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RayCrew, FakeR
     ) -> tuple[RayCrew, FakeRay]:
         ray = FakeRay(losses, random.Random(seed))
         cluster = SimpleNamespace(
+            crowded=None,
             ray=ray,
             remote=False,
             start=lambda device, setting: Shape(workers, 1, 1, 0),
             environment=dict,
             hold=lambda process: None,
-            end=lambda handles: None,
+            end=lambda actors, handles: [ray.kill(actor) for actor in actors],
             stop=lambda: None,
         )
         monkeypatch.setattr(crew_module, "Cluster", lambda *_: cluster)
@@ -353,8 +354,15 @@ def test_processes_are_ended_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip("needs Linux")
     sleeping = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
+        did: list[str] = []
         ray = SimpleNamespace(
-            is_initialized=lambda: False, init=lambda **_: None, shutdown=lambda: None, cluster_resources=dict, get=int
+            is_initialized=lambda: False,
+            init=lambda **_: None,
+            # Whoever is ended before Ray knows of it counts as lost.
+            shutdown=lambda: did.append(f"shut down while {'alive' if sleeping.poll() is None else 'dead'}"),
+            cluster_resources=dict,
+            get=int,
+            kill=did.append,
         )
         monkeypatch.setattr(cluster_module, "require_ray", lambda: ray)
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
@@ -363,8 +371,9 @@ def test_processes_are_ended_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> 
         cluster.start("cpu", "model.device")
         handle = cluster.hold(sleeping.pid)
         assert handle is not None
-        cluster.end([handle])
+        cluster.end(["actor"], [handle])
         cluster.stop()
+        assert did == ["actor", "shut down while alive"]
         assert sleeping.wait(timeout=0.5) == -9
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(handle)

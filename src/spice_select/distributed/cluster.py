@@ -11,18 +11,22 @@ import select
 import shutil
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from spice_select.errors import ConfigError, ResourceError
+from spice_select.errors import ConfigError, OutputError, ResourceError
+from spice_select.files import Lock
+from spice_select.room import check_workers
 
 # A worker holds a model, so that a machine with many cores gets few workers of several threads each.
 _MOST_ON_A_MACHINE = 4
@@ -33,7 +37,14 @@ _LONGEST_FOLDER = 30
 _TRIES = 3
 _ANSWER_S = 10.0
 _END_S = 5.0
-_PASSED_ON = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM")
+_PREFIX, _LOCK = "spice-ray-", ".lock"
+_PASSED_ON = (
+    "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT", "HF_HUB_DISABLE_TELEMETRY",
+    "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM",
+    # Folders: shared ones, as those of models and rows that lie in folders are.
+    "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_MODULES_CACHE",
+)  # fmt: skip
+"""Workers of a cluster that is there are told; of one that is started here they inherit all. No token is handed on."""
 
 
 def require_ray() -> ModuleType:
@@ -98,7 +109,10 @@ class Cluster:
                 f"--address cannot be '{address}', as work goes to workers directly; run the command on a machine of "
                 "the cluster, with --address auto or HOST:PORT."
             )
+        self.crowded: str | None = None
+        """What to warn of: more workers than this machine has processors."""
         if address is None:
+            self.crowded = check_workers(workers)
             _guard()
         elif address != "auto" and not re.fullmatch(r"[^\s:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", address):
             raise ConfigError(f"--address cannot be '{address}'; give auto, or HOST:PORT as 'ray start' prints it.")
@@ -108,6 +122,7 @@ class Cluster:
         self._own = False
         self._ended: list[int] = []
         self._folder: str | None = None
+        self._held: Lock | None = None
 
     def start(self, device: str, setting: str) -> Shape:
         """Start the cluster, or connect to it.
@@ -140,18 +155,27 @@ class Cluster:
         with suppress(OSError):
             return os.pidfd_open(self.ray.get(process))
 
-    def end(self, handles: Iterable[int]) -> None:
-        """End processes at once; left to Ray they first free all that they have loaded, and outlive the command."""
-        for handle in handles:
-            self._ended.append(handle)
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
+    def end(self, actors: Iterable[Any], handles: Iterable[int]) -> None:
+        """End workers; those whose processes Ray has not ended by then end with the cluster.
+
+        Args:
+            actors: Ray's handles.
+            handles: Of their processes, where there are any.
+        """
+        self._ended.extend(handles)
+        # Ended by a signal now they would count as lost, of which Ray writes to the standard output.
+        for actor in actors:
+            self.ray.kill(actor)
 
     def stop(self) -> None:
         """End what :meth:`start` has started; a second call does nothing."""
         if self._own:
             self._own = False
             self.ray.shutdown()
+        # Left to Ray they first free all that they have loaded, and outlive the command.
+        for handle in self._ended:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
         until = time.monotonic() + _END_S
         for handle in self._ended:
             ending = select.poll()
@@ -162,6 +186,9 @@ class Cluster:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     @property
     def remote(self) -> bool:
@@ -211,7 +238,7 @@ class Cluster:
 
     def _local(self) -> dict[str, Any]:
         count = self._workers or _local_workers()
-        self._folder = _short_folder()
+        self._folder, self._held = _short_folder()
         return {
             # Without it Ray joins the cluster that RAY_ADDRESS names, as it does within a job.
             "address": "local",
@@ -320,7 +347,23 @@ def _local_workers() -> int:
     return min(_cores(), _MOST_ON_A_MACHINE)
 
 
-def _short_folder() -> str:
-    """A folder of this run's own for Ray's sockets and logs, which goes away with it."""
+def _short_folder() -> tuple[str, Lock]:
+    """A folder of this run's own for Ray's sockets and logs, and the lock that says that the run lives."""
     base = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="spice-ray-", dir=base if len(base) <= _LONGEST_FOLDER else "/tmp")
+    base = base if len(base) <= _LONGEST_FOLDER else "/tmp"
+    _clear(Path(base))
+    folder = tempfile.mkdtemp(prefix=_PREFIX, dir=base)
+    return folder, Lock.acquire(Path(folder) / _LOCK)
+
+
+def _clear(base: Path) -> None:
+    """Take away the folders of runs that were killed: nobody holds their lock. Those of others stay."""
+    for folder in base.glob(f"{_PREFIX}*"):
+        with suppress(OSError, OutputError):
+            found = folder.lstat()
+            # One that is just being made has no lock yet.
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or not (folder / _LOCK).is_file():
+                continue
+            with Lock.try_acquire(folder / _LOCK) or nullcontext() as held:
+                if held is not None:
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -143,6 +143,8 @@ class RayCrew:
         self.begin(config)
         assert self._shape is not None
         reporter.note(self._shape.describe())
+        if self._cluster.crowded is not None:
+            reporter.warn(self._cluster.crowded)
         ahead, self._ahead = self._ahead, None
         if ahead is None or warm is not None or (ahead.model, ahead.gradients) != (config.model, config.gradients):
             self._ask(config, warm)
@@ -344,9 +346,10 @@ class RayCrew:
         self._end(members)
 
     def _end(self, members: Sequence[_Member]) -> None:
-        self._cluster.end([member.handle for member in members if member.handle is not None])
-        for member in members:
-            self._ray.kill(member.actor)
+        self._cluster.end(
+            [member.actor for member in members],
+            [member.handle for member in members if member.handle is not None],
+        )
 
 
 def _error(failed: Failed) -> Exception:
