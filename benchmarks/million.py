@@ -27,9 +27,10 @@ WAYS = {
     "partitions": {"partitions": 8},
 }
 SHARD = 1024
+TAIL = 0.6
 
 
-def write_store(folder: Path, rows: int, dim: int, seed: int = 0, clusters: int = 64, tail: float = 0.6) -> None:
+def write_store(folder: Path, rows: int, dim: int, seed: int = 0, clusters: int = 64, tail: float = TAIL) -> None:
     """A float16 gradient store of synthetic rows: clusters of unequal size, a falling spectrum, heavy-tailed norms."""
     from spice_select.gradients.manifest import build_manifest, write_manifest
     from spice_select.gradients.shards import META_DTYPE, ShardFiles, stored
@@ -92,7 +93,7 @@ class Watch(threading.Thread):
             time.sleep(0.05)
 
 
-def measure(folder: Path, picks: int, way: str) -> dict[str, object]:
+def measure(folder: Path, picks: int, way: str, epsilon: float) -> dict[str, object]:
     """One way of selecting, in this process."""
     from spice_select import GradientStore
     from spice_select.analysis.certificate import certify_selection
@@ -102,7 +103,9 @@ def measure(folder: Path, picks: int, way: str) -> dict[str, object]:
     watch = Watch()
     store = GradientStore.open(folder)
     started, cpu = time.perf_counter(), time.process_time()
-    found = select(store, budget=picks, alpha="auto", **WAYS[way])
+    found = select(
+        store, budget=picks, alpha="auto", **WAYS[way], **({"sampling_epsilon": epsilon} if way == "stochastic" else {})
+    )
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     # Before the certificate, which is another stage.
     line = {
@@ -129,18 +132,30 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=[100_000, 1_000_000])
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--picks", type=int, default=10_000)
+    parser.add_argument("--tail", type=float, default=TAIL, help="scale of the logarithms of the norms, Student's t4")
+    parser.add_argument("--epsilon", type=float, default=0.01, help="of the samples")
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.folder, options.picks, options.one)), flush=True)
+        print(json.dumps(measure(options.folder, options.picks, options.one, options.epsilon)), flush=True)
         return
     for rows in options.rows:
-        store = options.folder / f"{rows}x{options.dim}"
-        write_store(store, rows, options.dim)
+        store = options.folder / (f"{rows}x{options.dim}" + ("" if options.tail == TAIL else f"-{options.tail:g}"))
+        write_store(store, rows, options.dim, tail=options.tail)
         exact: dict[str, float] = {}
         for way in options.ways:
-            call = [sys.executable, __file__, str(store), "--picks", str(options.picks), "--one", way]
+            call = [
+                sys.executable,
+                __file__,
+                str(store),
+                "--picks",
+                str(options.picks),
+                "--epsilon",
+                str(options.epsilon),
+                "--one",
+                way,
+            ]
             line = json.loads(subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout)
             if way == "lazy":
                 exact = line

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from spice_select.analysis.certificate import certify_selection
 from spice_select.errors import ConfigError
-from spice_select.selection import log_det, select
+from spice_select.selection import log_det, select, stochastic
 from spice_select.selection.budget import Budget
 from spice_select.selection.conflict import Conflict, Score, against_pool
 from spice_select.selection.fisher import LogDet
@@ -49,20 +49,32 @@ def test_a_sample_of_everything_gives_the_exact_picks(g, options, data):
 
 @settings(max_examples=60)
 @given(pools(max_rows=40, max_dim=4), SETTINGS, st.integers(0, 5), st.sampled_from([0.01, 0.3, 0.9]), st.data())
-def test_each_pick_is_the_best_of_its_sample(g, options, seed, epsilon, data):
+def test_each_pick_is_the_best_of_the_last_samples(g, options, seed, epsilon, data):
     """The same samples drawn here, and every gain in them measured by the definition."""
     options = resolve(options, len(g))
     k = data.draw(st.integers(1, len(g)))
-    found = select(g, budget=k, loop="stochastic", sampling_epsilon=epsilon, seed=seed, **options)
+    ahead = data.draw(st.sampled_from([1, 2, 3, 7]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stochastic, "AHEAD", ahead)
+        found = select(g, budget=k, loop="stochastic", sampling_epsilon=epsilon, seed=seed, **options)
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0])))
     left = list(range(len(g)))
     size = sample_size(len(g), k, epsilon)
+    samples: list[list[int]] = []
+    turn = 0
     for step, pick in enumerate(found.indices.tolist()):
-        drawn = left
-        if size < len(left):
-            drawn = [left[at] for at in random.choice(len(left), size, replace=False, shuffle=False)]
-        assert pick in drawn
-        among = np.setdiff1d(np.arange(len(g)), drawn)
+        shown: set[int] = set()
+        # A sample may hold nothing but rows that were picked since it was drawn.
+        while not shown:
+            if turn == len(samples[-ahead:]):
+                everything = [range(len(left))] * ahead
+                drawn = random.integers(len(left), size=(ahead, size)) if size < len(left) else everything
+                samples, turn = samples[-ahead:] + [[left[at] for at in sample] for sample in drawn], 0
+            last = samples[-ahead:][: turn + 1] + samples[:-ahead][turn + 1 :]
+            shown = set(left).intersection({row for sample in last for row in sample})
+            turn = turn + 1 if shown else ahead
+        assert pick in shown
+        among = np.setdiff1d(np.arange(len(g)), list(shown))
         before = found.indices[:step]
         alone = select(
             g,

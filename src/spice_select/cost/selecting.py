@@ -20,6 +20,7 @@ from spice_select.selection.bounds import TIGHTEN_EVERY
 from spice_select.selection.engines import LAZY_FROM
 from spice_select.selection.fisher import LARGEST_INVERSE
 from spice_select.selection.rows import CACHE_BYTES
+from spice_select.selection.stochastic import ACTIVE, sample_size
 from spice_select.selection.symmetric import BLOCK, POWER_STEPS
 
 
@@ -105,9 +106,9 @@ CERTIFIED = 0.06
 """Time of the certificate as a share of the lazy loop's."""
 PLAIN = 0.85
 """Time of the selection without penalty, over that with it."""
-SCREENED, SCREENED_POWER = 2.1, 0.45
-"""Rows of a sample that are measured, of so many drawn."""
-STOCHASTIC_PICKS, STOCHASTIC_PASSES = 12.0, 7.0
+SCREENED, SCREENED_POWER = 13.5, 0.72
+"""Rows that the stochastic loop screens, of so many that the lazy one would look at."""
+STOCHASTIC_PICKS, STOCHASTIC_PASSES = 2.0, 0.3
 """A pick of the stochastic loop in bare picks of the lazy one, and in passes over the matrix."""
 # Time over that of one large product or of a bare pick: small blocks, and what goes with each.
 FORMS, TIMES, INNER, PICK = 1.5, 1.6, 1.2, 1.3
@@ -210,13 +211,20 @@ def _proofs(work: Work, speeds: Speeds) -> float:
 
 
 def _stochastic(work: Work, speeds: Speeds) -> float:
-    n, d, k = float(work.rows), float(work.dim), float(work.picks)
-    sample = min(n, math.ceil(-math.log(work.epsilon) * n / k))
-    screened = SCREENED * sample**SCREENED_POWER
-    update = STOCHASTIC_PASSES * d * min(k, d) * speeds.matvec
-    drawn = 4 * sample * speeds.sort
-    one = STOCHASTIC_PICKS * speeds.pick + screened * d * speeds.gather + update + drawn
-    return k * one + _proofs(work, speeds)
+    d, k = float(work.dim), float(work.picks)
+    sample = sample_size(work.rows, work.picks, work.epsilon)
+    shown = k * sample
+    screened = min(shown, shown if work.alike else SCREENED * _looked_at(work) ** SCREENED_POWER)
+    before = 1.0 if work.dim > LARGEST_INVERSE else min(1.0, d / (2 * k))
+    vectors = min(k, d / 2) if work.dim <= LARGEST_INVERSE else k
+    form = (1 - before) * (d / 2 + BLOCK / 2) + before * vectors / 2
+    times = (1 - before) * d + before * vectors
+    # Screened in float32, which takes half as long; then exactly, of which one a pick with its image.
+    forms = FORMS * form * (screened / 2 + (ACTIVE - 1) * k)
+    products = d * (forms + k * (TIMES * times + (1 - before) * (d / 2 + BLOCK / 2)))
+    passes = STOCHASTIC_PASSES * d * min(k, d) * speeds.matvec
+    one = STOCHASTIC_PICKS * speeds.pick + 4 * sample * speeds.sort + passes
+    return products * speeds.product + (screened + ACTIVE * k) * d * speeds.gather + k * one + _proofs(work, speeds)
 
 
 def _some(picks: int) -> list[float]:

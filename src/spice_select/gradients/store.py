@@ -225,7 +225,8 @@ class GradientStore:
 
     def _map(self, number: int) -> np.ndarray:
         if number in self._maps:
-            self._maps.move_to_end(number)
+            if len(self._files.plan) > _MOST_MAPS:
+                self._maps.move_to_end(number)
             return self._maps[number]
         if number in self.missing:
             raise StoreError(

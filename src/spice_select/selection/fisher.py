@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from typing import Literal, Protocol
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from spice_select.selection.symmetric import Symmetric
 
@@ -105,6 +105,13 @@ class LogDet:
             return squared
         onto = rows @ self.vectors(0).T
         return np.maximum(squared - np.einsum("ij,ij->i", onto, onto), 0.0)
+
+    def screening_forms(self, units: Float32[np.ndarray, "m d"]) -> Float[np.ndarray, " m"]:
+        """The potentials of rows of unit norm in float32, right to within ``symmetric.SCREENING_ERROR``."""
+        if self.matrix is not None:
+            return self.matrix.screening_forms(units)
+        onto = units @ self.vectors(0).astype(np.float32).T
+        return 1.0 - np.einsum("ij,ij->i", onto, onto).astype(np.float64)
 
     def updated(self, rows: Float[np.ndarray, "m d"], potentials: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
         """The q after the last row, from that before it."""

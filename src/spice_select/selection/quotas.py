@@ -98,7 +98,9 @@ class Limits:
         return self._close(np.concatenate(closed))
 
     def _close(self, indices: np.ndarray) -> np.ndarray:
-        closed = np.unique(indices[self.eligible[indices]])
+        closed = indices[self.eligible[indices]]
+        if len(closed) > 1:
+            closed = np.unique(closed)
         self.eligible[closed] = False
         return closed
 

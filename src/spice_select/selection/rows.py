@@ -7,11 +7,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int
 
 from spice_select.errors import ConfigError, DataError
 
 BLOCK_BYTES = 8 << 20
+MEASURED_BYTES = 1 << 20
+_FLOAT32_NORMS = (1e-30, 1e30)
+"""Norms of rows that float32 holds with all their digits, and their inverses."""
 CACHE_BYTES = 192 << 20
 
 
@@ -202,6 +205,23 @@ class Pool:
         out[~beyond] = self._given(indices[~beyond])
         return out
 
+    def units(self, indices: Int[np.ndarray, " m"], norms: Float[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
+        """Rows over their norms in float32, gathered by number; zero rows stay zero.
+
+        Args:
+            indices: Row numbers.
+            norms: Norms of the scaled rows.
+        """
+        if not len(self._extra) and norms.min(initial=1.0) > 0.0:
+            # A row's direction does not depend on its factor, and float32 rows need no detour over float64.
+            own = norms if self._scale is None else norms / self._scale[indices]
+            if own.min(initial=1.0) > _FLOAT32_NORMS[0] and own.max(initial=1.0) < _FLOAT32_NORMS[1]:
+                rows = self._rows.rows(indices)
+                if rows.dtype == np.float32:
+                    return rows * (1.0 / own)[:, None].astype(np.float32)
+        wide = self.take(indices)
+        return (wide / np.where(norms > 0, norms, 1.0)[:, None]).astype(np.float32)
+
     def row(self, index: int) -> Float[np.ndarray, " d"]:
         """One scaled row in float64."""
         return self.take(np.array([index]))[0]
@@ -228,8 +248,9 @@ class Pool:
 
     def _measured(self) -> Float[np.ndarray, " n"]:
         found = np.empty(self.n)
+        # Blocks that stay in the processor's own cache take less than half the time of large ones.
         with np.errstate(all="ignore"):
-            for start, block in self._rows.blocks(self._block):
+            for start, block in self._rows.blocks(max(1, MEASURED_BYTES // (8 * self.dim))):
                 wide = np.asarray(block, dtype=np.float64)
                 found[start : start + len(wide)] = np.einsum("ij,ij->i", wide, wide)
         return found if self._scale is None else found * self._scale**2

@@ -30,15 +30,14 @@ class Symmetric:
         self._waiting = np.empty((WAITING, self.dim))
         self._count = 0
         self._narrow: np.ndarray | None = None
+        self._direction: np.ndarray | None = None
         self._take_off(vectors)
 
     def subtract(self, vectors: Float[np.ndarray, "b d"]) -> None:
         """Take v^T v away for each row v."""
         if self._count + len(vectors) > WAITING:
-            self._take_off(self._waiting[: self._count])
+            self._take_off(np.concatenate([self._waiting[: self._count], vectors]))
             self._count = 0
-        if len(vectors) >= WAITING:
-            self._take_off(vectors)
             return
         self._waiting[self._count : self._count + len(vectors)] = vectors
         self._count += len(vectors)
@@ -73,21 +72,28 @@ class Symmetric:
         if self._count:
             self._take_off(self._waiting[: self._count])
             self._count = 0
-        whole = np.triu(self._matrix)
-        whole += np.triu(whole, 1).T
-        vector = np.full(self.dim, 1.0 / np.sqrt(self.dim))
+        # The direction of the last time is near that of now.
+        vector, steps = self._direction, POWER_STEPS if self._direction is None else POWER_STEPS // 3
+        if vector is None:
+            vector = np.full(self.dim, 1.0 / np.sqrt(self.dim))
         guess = 0.0
-        for _ in range(POWER_STEPS):
-            vector = whole @ vector
+        for _ in range(steps):
+            vector = self.times(vector[None])[0]
             guess = float(np.sqrt(vector @ vector))
             if guess == 0.0:
-                break
+                return self._proven(0.0)
             vector /= guess
+        self._direction = vector
+        return self._proven(guess)
+
+    def _proven(self, guess: float) -> float:
         # Rounding of the factorisation is of the order of d times 2^-53.
         for factor in (1.1, 1.3, 1.6, 2.0):
             bound = factor * guess + self.dim * 1e-14
+            beyond = -self._matrix
+            beyond.flat[:: self.dim + 1] += bound
             try:
-                np.linalg.cholesky(bound * np.eye(self.dim) - whole)
+                np.linalg.cholesky(beyond, upper=True)
             except np.linalg.LinAlgError:
                 continue
             return min(1.0, bound)
