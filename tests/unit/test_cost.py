@@ -21,6 +21,7 @@ from spice_select.cost.selecting import (
     PASS,
     Count,
     Work,
+    _looked_at,
     activity_seconds,
     certificate_seconds,
     loop_seconds,
@@ -93,7 +94,13 @@ def test_the_kernel_loop_by_hand() -> None:
 def test_the_stochastic_loop_by_hand() -> None:
     work = Work(rows=1000, dim=100, picks=10, loop="stochastic", epsilon=math.exp(-2))
     assert loop_seconds(work, replace(NOTHING, sort=1.0)) == pytest.approx(10 * 4 * 200)
-    assert loop_seconds(work, replace(NOTHING, matvec=1.0)) == pytest.approx(10 * 7 * 100 * 10)
+    assert loop_seconds(work, replace(NOTHING, matvec=1.0)) == pytest.approx(10 * 0.3 * 100 * 10)
+    # All that are drawn are gathered where that is fewer than would be screened, and two rows a pick exactly.
+    assert loop_seconds(work, replace(NOTHING, gather=1.0)) == pytest.approx(
+        (13.5 * _looked_at(work) ** 0.72 + 20) * 100
+    )
+    alike = replace(work, alike=True)
+    assert loop_seconds(alike, replace(NOTHING, gather=1.0)) == pytest.approx((10 * 200 + 20) * 100)
 
 
 def test_partitions_are_a_pass_over_all_then_their_turns_then_their_picks() -> None:
