@@ -208,7 +208,7 @@ def test_a_fleet_shares_whole_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Fleet(4, 4).share(10) == 3 / 10
     assert Fleet(64, 64).share(10) == 1 / 10
     assert Fleet.of(None, 3) == Fleet(3, 3)
-    assert Fleet.of(None, None, ray=True) == Fleet(4, 1)
+    assert Fleet.of(None, None, ray=True) == Fleet(4, 1, ray=True)
     for bad in ((0, None), (None, 0), (2, 3)):
         with pytest.raises(ConfigError, match="--"):
             Fleet.of(*bad)
