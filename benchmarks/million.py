@@ -25,6 +25,8 @@ WAYS = {
     "lazy": {},
     "stochastic": {"loop": "stochastic"},
     "partitions": {"partitions": 8},
+    # Minoux's lazy greedy alone: stale gains as bounds, and a batch of rows measured again at a time.
+    "minoux": {},
 }
 SHARD = 1024
 TAIL = 0.6
@@ -100,6 +102,11 @@ def measure(folder: Path, picks: int, way: str, epsilon: float) -> dict[str, obj
     from spice_select.selection import select
 
     np.ones((256, 256)) @ np.ones((256, 256))  # starts the threads of the linear algebra library
+    if way == "minoux":
+        from spice_select.selection import engines
+        from spice_select.selection.lazy import Lazy
+
+        engines.BlockedLazy = Lazy
     watch = Watch()
     store = GradientStore.open(folder)
     started, cpu = time.perf_counter(), time.process_time()
@@ -121,8 +128,9 @@ def measure(folder: Path, picks: int, way: str, epsilon: float) -> dict[str, obj
     }
     started = time.perf_counter()
     certificate = certify_selection(store, found, budget=picks)
-    assert certificate is not None
-    line |= {"certificate": round(certificate.value, 4), "certificate_seconds": round(time.perf_counter() - started, 1)}
+    if certificate is not None:
+        seconds = time.perf_counter() - started
+        line |= {"certificate": round(certificate.value, 4), "certificate_seconds": round(seconds, 1)}
     return line
 
 
@@ -134,7 +142,7 @@ def main() -> None:
     parser.add_argument("--picks", type=int, default=10_000)
     parser.add_argument("--tail", type=float, default=TAIL, help="scale of the logarithms of the norms, Student's t4")
     parser.add_argument("--epsilon", type=float, default=0.01, help="of the samples")
-    parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS)[:3])
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
