@@ -53,9 +53,10 @@ def test_each_pick_is_the_best_of_the_last_samples(g, options, seed, epsilon, da
     """The same samples drawn here, and every gain in them measured by the definition."""
     options = resolve(options, len(g))
     k = data.draw(st.integers(1, len(g)))
-    ahead = data.draw(st.sampled_from([1, 2, 3, 7]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stochastic, "AHEAD", ahead)
+        patch.setattr(stochastic, "AHEAD", data.draw(st.sampled_from([1, 2, 3, 7])))
+        patch.setattr(stochastic, "DRAWN", data.draw(st.sampled_from([1, 8, 30, 1000])))
+        ahead = stochastic.samples_together(sample_size(len(g), k, epsilon))
         found = select(g, budget=k, loop="stochastic", sampling_epsilon=epsilon, seed=seed, **options)
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0])))
     left = list(range(len(g)))

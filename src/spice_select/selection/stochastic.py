@@ -238,8 +238,6 @@ class Stochastic:
         self._known.write_back(self._ids[open_rows], self._potentials[open_rows])
         self._known.tighten()
         self._earlier, self._drawn, self._turn = self._drawn, self._draw(), 0
-        if len(self._earlier) != len(self._drawn):
-            self._earlier = self._earlier[len(self._earlier) :]
         values = self._known.values
         ids = np.concatenate([self._drawn.ravel(), self._earlier[1:].ravel()])
         bounds = values[ids]
@@ -253,7 +251,7 @@ class Stochastic:
     def _draw(self) -> Int[np.ndarray, "t s"]:
         candidates = self._candidates[: self._count]
         if self._sample >= self._count:
-            return np.tile(candidates, (samples_together(self._count), 1))
+            return np.tile(candidates, (self._together, 1))
         # With replacement: a sample then misses the best rows with just the probability that the guarantee allows.
         return candidates[self._random.integers(self._count, size=(self._together, self._sample))]
 
