@@ -35,6 +35,7 @@ from spice_select.data.status import Status
 from spice_select.errors import ConfigError
 from spice_select.gradients.capture import GradientEngine
 from spice_select.selection.engines import resolve_loop
+from spice_select.selection.fisher import LARGEST_INVERSE
 from spice_select.selection.rows import CACHE_BYTES
 from tests import proxies, stores
 
@@ -128,7 +129,7 @@ def test_partitions_are_a_pass_over_all_then_their_turns_then_their_picks() -> N
     st.integers(2, 8),
 )
 def test_more_costs_more(loop: str, n: int, dim: int, picks: int, what: str, times: int) -> None:
-    if what == "dim" and loop == "lazy":
+    if what == "dim" and loop in ("lazy", "stochastic"):
         # With fewer picks than dimensions hardly a row is looked at twice, so that more dimensions may cost less.
         picks = 2 * times * dim
         n = 10 * picks
@@ -140,6 +141,13 @@ def test_more_costs_more(loop: str, n: int, dim: int, picks: int, what: str, tim
     # Small pools are kept in memory, larger ones read again.
     assert 0 < select_bytes(work) <= select_bytes(more) + CACHE_BYTES
     assert 0 < select_reads(work) <= select_reads(more) * 1.25
+
+
+def test_beyond_the_largest_inverse_every_update_vector_is_held() -> None:
+    work = Work(200_000, 2 * LARGEST_INVERSE, 20_000, penalised=False)
+    assert select_bytes(work) > 8 * work.picks * work.dim
+    # The selection without penalty has its own.
+    assert select_bytes(replace(work, penalised=True)) > 2 * 8 * work.picks * work.dim
 
 
 def test_rows_of_one_norm_take_longer() -> None:

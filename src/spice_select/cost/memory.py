@@ -34,10 +34,12 @@ def select_bytes(work: Work) -> int:
         return rows + block + cached + (16 * d * d if work.fisher == "exact" else 0)
     active = int(active_rows(work)) * 2
     kept = window(d)
-    vectors = 8 * d * min(3 * kept if 2 * k >= d else k, max(k, 1))
-    formed = 8 * d * d if 2 * k >= d and d <= LARGEST_INVERSE else 0
+    # Beyond the largest inverse the update vectors stand for the matrix, and all of them stay.
+    inverse = 2 * k >= d and d <= LARGEST_INVERSE
+    vectors = 8 * d * (min(3 * kept, k) if inverse else k)
+    formed = 8 * d * d if inverse else 0
     gathered = min(GATHER, n) * d * 20
     lazy = 2 * 8 * active * d + gathered + 64 * 8 * (3 * active + 2 * d) + vectors + formed
     # The selection without penalty runs while the other's factorisation is kept for the certificate.
-    again = formed if work.penalised else 0
+    again = (formed or vectors) if work.penalised else 0
     return rows + ALLOCATOR_BYTES + max(block, lazy + again)
