@@ -29,10 +29,19 @@ def free_memory() -> int | None:
     try:
         # The bound of a container, which the machine's own numbers don't know.
         most, used = (int((_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        found.append(max(0, most - used))
+        found.append(min(most, max(0, most - used) + _cached()))
     except (OSError, ValueError):
         pass
     return min(found, default=None)
+
+
+def _cached() -> int:
+    """Bytes of files that a container is charged for, and that give way to processes."""
+    try:
+        lines = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+        return int(lines["inactive_file"]) + int(lines["active_file"])
+    except (OSError, ValueError, LookupError):
+        return 0
 
 
 def check_workers(workers: int | None, devices: int = 0) -> str | None:

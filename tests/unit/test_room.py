@@ -49,6 +49,16 @@ def test_more_workers_than_memory_holds_are_refused(machine: Path, monkeypatch: 
     assert room.free_memory() == 8_192_000_000
 
 
+def test_files_that_a_container_has_read_take_no_room(machine: Path) -> None:
+    (machine / "memory.max").write_text("4000000000\n")
+    (machine / "memory.current").write_text("3990000000\n")
+    (machine / "memory.stat").write_text(
+        "anon 490000000\nfile 3500000000\ninactive_file 3000000000\nactive_file 500000000\n"
+    )
+    assert room.free_memory() == 3_510_000_000
+    assert room.check_workers(2) is None
+
+
 def test_a_system_that_tells_nothing_refuses_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(room, "_MEMORY", tmp_path / "nowhere")
     assert room.free_memory() is None
