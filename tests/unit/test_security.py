@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +260,21 @@ def test_a_template_that_is_slow_ends_the_run_on_any_machine(monkeypatch: pytest
     monkeypatch.setattr(template_limits, "MOST_SECONDS", -1.0)
     with pytest.raises(ConfigError, match="s over one conversation; give another"):
         encode_conversations([turns(2), turns(200)], byte_level(), DataConfig(chat_template=CHATML))
+
+
+def test_a_long_conversation_has_as_much_more_time_as_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One long row must not end a run that would take it on steps alone."""
+    now = [0.0]
+    monkeypatch.setattr(template_limits.time, "thread_time", lambda: now[0])
+    environment = template_limits.LimitedEnvironment(extensions=[template_limits.Steps])
+    steps = environment.extensions[template_limits.Steps.identifier]
+    assert isinstance(steps, template_limits.Steps)
+    for messages, seconds, slow in ((2, 1.9, False), (2, 2.1, True), (700, 60.0, False), (700, 90.0, True)):
+        steps.start(template_limits.most_steps(messages))
+        now[0] += seconds
+        with pytest.raises(template_limits.TemplateSlow) if slow else nullcontext():
+            for _ in range(100):
+                steps.step()
 
 
 @pytest.mark.parametrize(

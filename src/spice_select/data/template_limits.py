@@ -24,7 +24,8 @@ STEPS_A_PAIR = 4
 MOST_STEPS_IN_ALL = 20_000_000
 """The same in all renderings of one conversation, which is rendered again for every response that is looked for."""
 MOST_SECONDS = 2.0
-"""Processor time of one rendering, for templates whose single steps are slow."""
+"""Processor time of one rendering of a short conversation, for templates whose single steps are slow; of a long one as
+much more as it may take steps."""
 MOST_CHARACTERS = 1 << 25
 """Length of one text."""
 MOST_ITEMS = 1_000_000
@@ -61,7 +62,8 @@ class Steps(Extension):
             left: Passes that all renderings of its conversation may still take.
         """
         self.taken, self._most, self._left = 0, most, left
-        self._until = time.thread_time() + MOST_SECONDS
+        self._seconds = MOST_SECONDS * max(1.0, min(most, left) / MOST_STEPS)
+        self._until = time.thread_time() + self._seconds
 
     def step(self) -> bool:
         """Count one pass.
@@ -76,7 +78,7 @@ class Steps(Extension):
         if self.taken > self._left:
             raise TemplateLimit(f"it takes more than {MOST_STEPS_IN_ALL:,} steps in all over one conversation")
         if self.taken % _LOOKS == 0 and time.thread_time() > self._until:
-            raise TemplateSlow(f"it takes more than {MOST_SECONDS:.0f} s over one conversation")
+            raise TemplateSlow(f"it takes more than {self._seconds:.0f} s over one conversation")
         return True
 
     def join(self, *parts: Any) -> str:
