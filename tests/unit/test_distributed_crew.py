@@ -392,12 +392,16 @@ def test_an_interrupt_waits_until_ray_is_there_and_then_ends_it(monkeypatch: pyt
     ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: did.append("ended"))
     monkeypatch.setattr(cluster_module, "require_ray", lambda: ray)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    before = signal.getsignal(signal.SIGINT)
-    cluster = Cluster(2, None)
-    with pytest.raises(KeyboardInterrupt):
-        cluster.start("cpu", "model.device")
-    assert signal.getsignal(signal.SIGINT) is before
-    cluster.stop()
+    # A shell that starts tests in the background has interrupts ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        cluster = Cluster(2, None)
+        with pytest.raises(KeyboardInterrupt):
+            cluster.start("cpu", "model.device")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        cluster.stop()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert did == ["started", "ended"]
 
 
