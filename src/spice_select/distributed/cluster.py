@@ -26,7 +26,7 @@ from typing import Any
 
 from spice_select.errors import ConfigError, OutputError, ResourceError
 from spice_select.files import Lock
-from spice_select.room import check_workers
+from spice_select.room import check_workers, cores
 
 # A worker holds a model, so that a machine with many cores gets few workers of several threads each.
 _MOST_ON_A_MACHINE = 4
@@ -263,7 +263,7 @@ class Cluster:
             workers = self._workers or gpus or _local_workers()
             # One CPU in Ray's book for each; how many cores that is, only this knows. GPUs are counted by themselves.
             cpus, gpu = (0, 1) if gpus else (1, 0)
-            return Shape(workers, set_threads or max(1, _cores() // workers), cpus, gpu)
+            return Shape(workers, set_threads or max(1, cores() // workers), cpus, gpu)
         machines = [int(node["Resources"].get("CPU", 0)) for node in self.ray.nodes() if node["Alive"]]
         machines = [count for count in machines if count > 0] or [1]
         workers = self._workers or gpus or sum(min(count, _MOST_ON_A_MACHINE) for count in machines)
@@ -339,12 +339,8 @@ def _require_answer(address: str) -> None:
             pass
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _local_workers() -> int:
-    return min(_cores(), _MOST_ON_A_MACHINE)
+    return min(cores(), _MOST_ON_A_MACHINE)
 
 
 def _short_folder() -> tuple[str, Lock]:
