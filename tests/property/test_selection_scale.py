@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from spice_select.analysis.certificate import certify_selection
 from spice_select.errors import ConfigError
 from spice_select.selection import log_det, select, stochastic
+from spice_select.selection.bounds import Bounds
 from spice_select.selection.budget import Budget
 from spice_select.selection.conflict import Conflict, Score, against_pool
 from spice_select.selection.fisher import LogDet
@@ -91,6 +93,46 @@ def test_each_pick_is_the_best_of_the_last_samples(g, options, seed, epsilon, da
         place = left.index(pick)
         left[place] = left[-1]
         left.pop()
+
+
+@pytest.mark.parametrize("loop", ["stochastic", "lazy"])
+def test_linear_algebra_keeps_to_one_thread_only_while_samples_are_shown(loop: str, monkeypatch):
+    seen = []
+    measured = LogDet.potentials
+
+    def watched(self, rows):
+        seen.append(max(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"))
+        return measured(self, rows)
+
+    monkeypatch.setattr(LogDet, "potentials", watched)
+    g = clustered(2000, 16)
+    with threadpool_limits(2, user_api="blas"):
+        select(g, budget=60, loop=loop)
+        after = max(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        select(g, budget=60, loop=loop, partitions=2)
+    # The second round of partitions is exact.
+    assert set(seen) == ({1, 2} if loop == "stochastic" else {2})
+    assert after == 2
+
+
+def test_a_row_is_not_screened_again_within_a_few_picks(monkeypatch):
+    """Where bounds tell nothing apart, every pick would otherwise screen every row that it is shown."""
+    screened: list[tuple[int, int]] = []
+    screen = Bounds.screen
+
+    def watched(self, pool, ids, norms):
+        screened.extend((row, self._information.size) for row in ids.tolist())
+        screen(self, pool, ids, norms)
+
+    monkeypatch.setattr(Bounds, "screen", watched)
+    g = clustered(3000, 24)
+    g /= np.linalg.norm(g, axis=1, keepdims=True)
+    select(g, budget=120, loop="stochastic", sampling_epsilon=0.1)
+    last: dict[int, int] = {}
+    for row, step in screened:
+        assert step - last.get(row, -stochastic.SCREENED_FOR) >= stochastic.SCREENED_FOR
+        last[row] = step
+    assert len(screened) > 1.5 * len(last)
 
 
 def test_sample_sizes():

@@ -14,7 +14,7 @@ from spice_select.data.status import Status
 from spice_select.errors import StoreCorrupt, StoreError, StoreMismatch
 from spice_select.gradients import store as store_module
 from spice_select.gradients.manifest import Manifest
-from spice_select.gradients.store import ABSENT, GradientStore, estimated_bytes
+from spice_select.gradients.store import ABSENT, GradientStore, _widen, estimated_bytes
 from tests.stores import FakeEngine, contents, examples, fill
 
 N = 30
@@ -174,3 +174,12 @@ def test_the_size_on_disk_is_known_beforehand(tmp_path: Path, dtype: str) -> Non
     fill(tmp_path, examples(200), FakeEngine(300), store_dtype=dtype, shard_rows=64)
     taken = sum(map(len, contents(tmp_path).values()))
     assert taken == pytest.approx(estimated_bytes(200, 300, dtype, 64), abs=4096)
+
+
+def test_every_float16_number_is_widened_to_itself():
+    """In pieces, the last of them a short one."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    narrow = np.concatenate([every, every[:100]])
+    wide = np.empty(len(narrow), np.float32)
+    _widen(narrow, wide)
+    np.testing.assert_array_equal(wide, narrow.astype(np.float32))

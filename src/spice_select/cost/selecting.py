@@ -15,6 +15,7 @@ from spice_select.analysis.activity import SAMPLE, STEPS
 from spice_select.analysis.neighbours import MOST_WORK
 from spice_select.analysis.prefixes import CHEAP_WORK
 from spice_select.cost.machine import Speeds
+from spice_select.selection import bounds, stochastic
 from spice_select.selection.blocked import ACTIVE_BYTES
 from spice_select.selection.bounds import TIGHTEN_EVERY
 from spice_select.selection.engines import LAZY_FROM
@@ -94,11 +95,11 @@ class Count:
 
 
 # Fitted; see benchmarks/scaling.py.
-LOOKED_AT = Count(scale=2.18, rows=1.15, share=0.762, onset=19.1, knee=0.985, decay=0.40)
-BY_MATRIX = Count(scale=1.01, rows=1.153, share=0.661, onset=48.7, knee=0.984, decay=0.145)
-RENEWED = 0.9
+LOOKED_AT = Count(scale=6.23, rows=1.087, share=0.965, onset=26.1, knee=0.97, decay=0.50)
+BY_MATRIX = Count(scale=3.10, rows=1.097, share=0.918, onset=107.8, knee=0.98, decay=0.25)
+RENEWED = 1.23
 """Rows that enter the active set when it is chosen anew, as a share of its usual size."""
-PRODUCTS_A_PICK = 1.43
+PRODUCTS_A_PICK = 1.41
 ACTIVE_GROWTH = 1.3
 AGE = 0.2
 """Update vectors by which a row is brought up to date, as a share of D."""
@@ -106,8 +107,8 @@ CERTIFIED = 0.06
 """Time of the certificate as a share of the lazy loop's."""
 PLAIN = 0.85
 """Time of the selection without penalty, over that with it."""
-SCREENED, SCREENED_POWER = 13.5, 0.72
-"""Rows that the stochastic loop screens, of so many that the lazy one would look at."""
+SCREENED = 1.1
+"""Rows that the stochastic loop screens, over those that the lazy one would look at."""
 STOCHASTIC_PICKS, STOCHASTIC_PASSES = 2.0, 0.3
 """A pick of the stochastic loop in bare picks of the lazy one, and in passes over the matrix."""
 # Time over that of one large product or of a bare pick: small blocks, and what goes with each.
@@ -193,19 +194,20 @@ def _lazy(work: Work, speeds: Speeds) -> float:
     steps = min(32.0, k / rebuilds) / 2
     return (
         products * speeds.product
-        + _proofs(work, speeds)
+        + _proofs(work, speeds, bounds.TIGHTEN_AT_FIRST)
         + looked * d * speeds.gather
         + rebuilds * (n * speeds.sort + REBUILD_PICKS * speeds.pick + active * d * speeds.read)
         + k * (PICK * speeds.pick + speeds.active * active + steps * (active + d) * speeds.matvec)
     )
 
 
-def _proofs(work: Work, speeds: Speeds) -> float:
+def _proofs(work: Work, speeds: Speeds, at_first: float) -> float:
     """Time to prove the largest eigenvalue of the inverse, now and then from D picks on."""
     n, d, k = float(work.rows), float(work.dim), float(work.picks)
     if k <= d or work.dim > LARGEST_INVERSE:
         return 0.0
-    times = math.log(k / d) / math.log(TIGHTEN_EVERY) + 1
+    times = math.log(min(2.0, k / d)) / math.log(at_first) + 1
+    times += math.log(max(1.0, k / (2 * d))) / math.log(TIGHTEN_EVERY)
     one = d**3 / 3 * PROOF * speeds.product + POWER_STEPS * d * d * speeds.stream + 3 * n * speeds.sort
     return times * one
 
@@ -214,7 +216,7 @@ def _stochastic(work: Work, speeds: Speeds) -> float:
     d, k = float(work.dim), float(work.picks)
     sample = sample_size(work.rows, work.picks, work.epsilon)
     shown = k * sample
-    screened = min(shown, shown if work.alike else SCREENED * _looked_at(work) ** SCREENED_POWER)
+    screened = min(shown, shown if work.alike else SCREENED * _looked_at(work))
     before = 1.0 if work.dim > LARGEST_INVERSE else min(1.0, d / (2 * k))
     vectors = min(k, d / 2) if work.dim <= LARGEST_INVERSE else k
     form = (1 - before) * (d / 2 + BLOCK / 2) + before * vectors / 2
@@ -224,7 +226,8 @@ def _stochastic(work: Work, speeds: Speeds) -> float:
     products = d * (forms + k * (TIMES * times + (1 - before) * (d / 2 + BLOCK / 2)))
     passes = STOCHASTIC_PASSES * d * min(k, d) * speeds.matvec
     one = STOCHASTIC_PICKS * speeds.pick + 4 * sample * speeds.sort + passes
-    return products * speeds.product + (screened + ACTIVE * k) * d * speeds.gather + k * one + _proofs(work, speeds)
+    proofs = _proofs(work, speeds, stochastic.TIGHTEN_AT_FIRST)
+    return products * speeds.product + (screened + ACTIVE * k) * d * speeds.gather + k * one + proofs
 
 
 def _some(picks: int) -> list[float]:

@@ -36,6 +36,8 @@ _MOST_MAPS = _most_maps()
 
 # Below this many rows, mostly of different shards, sorting them by shard costs more than it saves.
 _ONE_BY_ONE = 256
+# Numbers that torch copies without the help of other threads (at::internal::GRAIN_SIZE).
+_PIECE = 32768
 
 
 class GradientStore:
@@ -218,8 +220,8 @@ class GradientStore:
         """Rows in float32; float16 rows times their norms."""
         if self.manifest.store_dtype == "float32":
             return rows
-        # Torch widens float16 several times as fast as numpy does.
-        wide = torch.from_numpy(rows).float().numpy()
+        wide = np.empty(rows.shape, np.float32)
+        _widen(rows.reshape(-1), wide.reshape(-1))
         wide *= self.norms[which][:, None]
         return wide
 
@@ -245,6 +247,15 @@ class GradientStore:
     def __repr__(self) -> str:
         state = "" if self.complete else f", {len(self.missing)} shards missing"
         return f"GradientStore({str(self.folder)!r}, shape={self.shape}, dtype={self.manifest.store_dtype}{state})"
+
+
+def _widen(narrow: np.ndarray, wide: Float32[np.ndarray, " n"]) -> None:
+    """Copy float16 numbers, a piece at a time."""
+    # Torch does it several times as fast as numpy; on larger pieces it would call other threads, which then spin beside
+    # those of linear algebra and cost more than they do.
+    for start in range(0, len(wide), _PIECE):
+        part = slice(start, start + _PIECE)
+        torch.from_numpy(wide[part]).copy_(torch.from_numpy(narrow[part]))
 
 
 def _opened_again(folder: str, fingerprint: str, partial: bool) -> GradientStore:

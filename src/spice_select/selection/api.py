@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from spice_select.errors import ConfigError, DataError
 from spice_select.selection.budget import Budget, resolve_budget
 from spice_select.selection.conflict import Conflict, Score, against_pool
-from spice_select.selection.engines import Recipe, make_engine, resolve_loop
+from spice_select.selection.engines import Recipe, make_engine, resolve_loop, threads_of
 from spice_select.selection.fisher import FisherName, make_information
 from spice_select.selection.greedy import Trace, run_greedy, slack
 from spice_select.selection.inputs import open_pool, rows_in_hand, unusable_sentence
@@ -235,12 +235,12 @@ def _select(source: Any, options: Options, *, from_gram: bool, partition_map: Pa
             # The samples made the first round cheap; the second chooses from few rows, and exactly.
             loop = resolve_loop("auto", recipe.fisher, int(limits.eligible.sum()), pool.dim)
             loop = "lazy" if loop == "kernel" else loop
-    engine = make_engine(loop, recipe, pool, conflict, score, limits, budget)
-    for index in in_hand:
-        engine.add(int(index))
-    stop = StopRule(options.stop_ratio, options.robust_stop)
-    trace = run_greedy(engine, limits, stop)
-    ending = engine.ending()
+    with threads_of(loop):
+        engine = make_engine(loop, recipe, pool, conflict, score, limits, budget)
+        for index in in_hand:
+            engine.add(int(index))
+        trace = run_greedy(engine, limits, StopRule(options.stop_ratio, options.robust_stop))
+        ending = engine.ending()
     if ending is not None:
         ending = replace(ending, work=ending.work + sum(part.work for part in firsts))
     if firsts and options.stop_ratio is None:

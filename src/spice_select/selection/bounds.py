@@ -19,6 +19,8 @@ NEVER = -(1 << 62)
 """Step at which a row was last measured exactly, where only a bound is known."""
 TIGHTEN_EVERY = 1.2
 """Growth of the picks between two looks at the largest eigenvalue."""
+TIGHTEN_AT_FIRST = 1.03
+"""The same from d to 2 d picks, while it falls fast, for a loop that only now and then asks."""
 
 
 class Bounds:
@@ -30,6 +32,7 @@ class Bounds:
         conflict: What opposes.
         score: What is compared.
         candidates: Rows that may be chosen; the bound of any other row is -inf.
+        at_first: Growth of the picks between two looks at the largest eigenvalue, from d to 2 d picks.
 
     Attributes:
         values: Upper bound of each row's score.
@@ -44,17 +47,20 @@ class Bounds:
         conflict: Conflict,
         score: Score,
         candidates: Bool[np.ndarray, " n"],
+        at_first: float = TIGHTEN_AT_FIRST,
     ) -> None:
         self._information = information
         self._conflict = conflict
         self._score = score
         self.potentials = pool.squared_norms.copy()
         self._seen = np.zeros(len(pool), dtype=np.int64)
+        self._screened = np.full(len(pool), NEVER, dtype=np.int64)
         bounds = score.bound(slice(None), information.gains(self.potentials), conflict.fixed)
         self.values = np.where(candidates, bounds, -np.inf)
         self.work = 0.0
         self._squared_norms = pool.squared_norms
         self._next_tightening = information.dim
+        self._at_first = at_first
 
     def close(self, indices: Int[np.ndarray, " m"]) -> None:
         """Take rows out of the candidates."""
@@ -68,7 +74,8 @@ class Bounds:
         information = self._information
         if information.matrix is None or information.size < self._next_tightening:
             return
-        self._next_tightening = int(TIGHTEN_EVERY * information.size) + 1
+        often = self._at_first if information.size < 2 * information.dim else TIGHTEN_EVERY
+        self._next_tightening = int(often * information.size) + 1
         bounds = information.matrix.largest() * self._squared_norms
         self.work += float(information.dim) ** 3
         lower = np.flatnonzero((bounds < self.potentials) & (self.values > -np.inf))
@@ -82,6 +89,10 @@ class Bounds:
     def age(self, ids: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
         """Picks since these rows were last measured exactly; beyond all numbers of picks where they never were."""
         return self._information.size - self._seen[ids]
+
+    def unseen(self, ids: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
+        """Picks since these rows were last measured or screened."""
+        return self._information.size - np.maximum(self._seen[ids], self._screened[ids])
 
     def at_end(self) -> Float[np.ndarray, " n"]:
         """Upper bounds of the potentials of all rows, of those as well that were never candidates."""
@@ -112,6 +123,7 @@ class Bounds:
         # The bound that was there may be the lower one; it may also have been exact, which it then no longer is.
         self.write_back(ids, np.minimum((forms + SCREENING_ERROR) * norms * norms, self.potentials[ids]))
         self._seen[ids] = NEVER
+        self._screened[ids] = information.size
 
     def refresh(self, ids: Int[np.ndarray, " m"], rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " m"]:
         """Exact potentials of rows, by update vectors where few are new to a row, else by the matrix; noted."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from spice_select.selection.blocked import BlockedLazy, window
 from spice_select.selection.budget import Budget
@@ -43,6 +46,19 @@ class Recipe:
     seed: int = 0
     part: int = 0
     device: str = "cpu"
+
+
+@contextmanager
+def threads_of(loop: str) -> Iterator[None]:
+    """Linear algebra in one thread while samples are drawn and shown.
+
+    Products of a hundred rows gain less from a second thread than it costs to wait for it at each of them.
+    """
+    if loop != "stochastic":
+        yield
+        return
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def resolve_loop(loop: str, fisher: FisherName, n: int, dim: int, device: str = "cpu") -> str:

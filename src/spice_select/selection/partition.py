@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 
 from spice_select.selection.budget import Budget
 from spice_select.selection.conflict import Conflict, Score
-from spice_select.selection.engines import Recipe, make_engine, resolve_loop
+from spice_select.selection.engines import Recipe, make_engine, resolve_loop, threads_of
 from spice_select.selection.greedy import Trace, run_greedy
 from spice_select.selection.quotas import Limits
 from spice_select.selection.rows import Pool, Rows
@@ -149,12 +149,13 @@ def choose_part(part: Part) -> PartPicks:
         per_row = None if per_row is None else np.concatenate([per_row, np.ones(len(in_hand))])
     score = Score(part.score.weight, part.score.relative, per_row)
     loop = resolve_loop(part.recipe.loop, part.recipe.fisher, len(part.members), pool.dim)
-    engine = make_engine(loop, part.recipe, pool, Conflict(pool.dim, part.hinge, fixed), score, limits, budget)
-    for index in in_hand:
-        engine.add(int(index))
-    trace = run_greedy(engine, limits, StopRule())
+    with threads_of(loop):
+        engine = make_engine(loop, part.recipe, pool, Conflict(pool.dim, part.hinge, fixed), score, limits, budget)
+        for index in in_hand:
+            engine.add(int(index))
+        trace = run_greedy(engine, limits, StopRule())
+        ending = engine.ending()
     trace.indices = part.members[np.array(trace.indices, dtype=np.int64)].tolist()
-    ending = engine.ending()
     return PartPicks(part.number, trace, 0.0 if ending is None else ending.work)
 
 

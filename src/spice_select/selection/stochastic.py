@@ -40,6 +40,10 @@ ACTIVE = 2
 """Rows of the active set for each sample drawn together."""
 SCREENED = 2048
 """Rows that are screened together at most; of more, those with the highest bounds."""
+TIGHTEN_AT_FIRST = 1.06
+"""Growth of the picks between two looks at the largest eigenvalue, from d to 2 d picks."""
+SCREENED_FOR = 16
+"""Picks for which a row that was looked at is not screened again."""
 FEW = 16
 """Rows that are measured exactly without being screened."""
 
@@ -84,7 +88,7 @@ class Stochastic:
         self._conflict = conflict
         self._score = score
         self._norms = np.sqrt(pool.squared_norms)
-        self._known = Bounds(pool, information, conflict, score, eligible)
+        self._known = Bounds(pool, information, conflict, score, eligible, TIGHTEN_AT_FIRST)
         self._candidates = np.flatnonzero(eligible)
         self._place = np.full(len(pool), -1, dtype=np.int64)
         self._place[self._candidates] = np.arange(len(self._candidates))
@@ -265,8 +269,8 @@ class Stochastic:
         return float(np.median(np.partition(values[self._drawn], -few, axis=1)[:, -few]))
 
     def _screen(self, ids: Int[np.ndarray, " m"]) -> None:
-        """Bring the bounds of rows down, of those that were not measured of late."""
-        stale = ids[self._known.age(ids) > self._together]
+        """Bring the bounds of rows down, of those that were not looked at of late."""
+        stale = ids[self._known.unseen(ids) >= SCREENED_FOR]
         for start in range(0, len(stale), SCREENED // 2):
             part = stale[start : start + SCREENED // 2]
             self._known.screen(self._pool, part, self._norms[part])
