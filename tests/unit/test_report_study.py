@@ -83,7 +83,7 @@ def test_the_csv_has_one_line_for_each_training(made: Study) -> None:
     assert lines[-1]["status"] == "failed" and lines[-1]["loss_macro"] == ""
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", " ="])
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "\t", "\r", "\n", " ="])
 def test_no_cell_of_a_csv_is_a_formula_to_a_spreadsheet(made: Study, start: str) -> None:
     text = start + "cmd|' /C calc'!A0"
     one = made.outcomes[0]
@@ -99,7 +99,7 @@ def test_no_cell_of_a_csv_is_a_formula_to_a_spreadsheet(made: Study, start: str)
         try:
             numbers += float(cell) < 0
         except ValueError:
-            assert not cell.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")), cell
+            assert not cell.lstrip(" ").startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20\t\r\n")), cell
     # Numbers below zero are numbers; before a text stands what a spreadsheet takes off again.
     assert numbers == 5 and rows[2][COLUMNS.index("arm")] == "'" + text.replace("\r", "\n")
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""What a spreadsheet takes a text that begins with it for: a formula, which may call programs and send what it sees."""
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "\t", "\r", "\n")
+"""What a spreadsheet takes a text that begins with it for: a formula, which may call programs and send what it sees.
+
+The full-width forms of the four signs are among them: some spreadsheets read them as the plain ones.
+"""
 
 
 def cell(value: Any) -> Any:

@@ -54,7 +54,8 @@ class Bounds:
         self._score = score
         self.potentials = pool.squared_norms.copy()
         self._seen = np.zeros(len(pool), dtype=np.int64)
-        self._screened = np.full(len(pool), NEVER, dtype=np.int64)
+        # Only for a loop that screens.
+        self._screened: np.ndarray | None = None
         bounds = score.bound(slice(None), information.gains(self.potentials), conflict.fixed)
         self.values = np.where(candidates, bounds, -np.inf)
         self.work = 0.0
@@ -86,13 +87,12 @@ class Bounds:
         """Whether every one of these rows was measured at this very step."""
         return bool(np.all(self._seen[ids] == self._information.size))
 
-    def age(self, ids: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
-        """Picks since these rows were last measured exactly; beyond all numbers of picks where they never were."""
-        return self._information.size - self._seen[ids]
-
     def unseen(self, ids: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
         """Picks since these rows were last measured or screened."""
-        return self._information.size - np.maximum(self._seen[ids], self._screened[ids])
+        seen = self._seen[ids]
+        if self._screened is not None:
+            seen = np.maximum(seen, self._screened[ids])
+        return self._information.size - seen
 
     def at_end(self) -> Float[np.ndarray, " n"]:
         """Upper bounds of the potentials of all rows, of those as well that were never candidates."""
@@ -123,6 +123,8 @@ class Bounds:
         # The bound that was there may be the lower one; it may also have been exact, which it then no longer is.
         self.write_back(ids, np.minimum((forms + SCREENING_ERROR) * norms * norms, self.potentials[ids]))
         self._seen[ids] = NEVER
+        if self._screened is None:
+            self._screened = np.full(len(self.values), NEVER, dtype=np.int64)
         self._screened[ids] = information.size
 
     def refresh(self, ids: Int[np.ndarray, " m"], rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " m"]:
