@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from spice_select.analysis import knapsack, posterior
@@ -24,8 +24,9 @@ class Rows:
         return self.values[indices]
 
 
-def information(gradients: np.ndarray, alpha: float) -> float:
-    return float(np.linalg.slogdet(np.eye(gradients.shape[1]) + alpha * gradients.T @ gradients)[1])
+def information(rows: np.ndarray, alpha: float) -> float:
+    # By singular values: a determinant loses as many digits as the largest row is above 1.
+    return float(np.log1p(alpha * np.linalg.svd(rows, compute_uv=False) ** 2).sum())
 
 
 def greedy(gradients: np.ndarray, budget: int, alpha: float, start: tuple[int, ...] = ()) -> list[int]:
@@ -50,8 +51,14 @@ def pools(draw: st.DrawFn) -> np.ndarray:
     return gradients
 
 
+def within_digits(pool: np.ndarray, alpha: float) -> None:
+    """Leave out pools whose scale the selection warns of; nine digits hold below it."""
+    assume(alpha * float((pool**2).sum(axis=1).max()) < 1e7)
+
+
 @given(pools(), st.integers(1, 4), st.sampled_from([1e-3, 1.0, 50.0]), st.integers(0, 2**31))
 def test_never_above_the_true_share_for_any_picks(pool: np.ndarray, budget: int, alpha: float, seed: int) -> None:
+    within_digits(pool, alpha)
     picks = np.random.default_rng(seed).permutation(len(pool))[:budget]
     best = max(information(pool[list(s)], alpha) for s in itertools.combinations(range(len(pool)), budget))
     certificate = certify(Rows(pool), picks, alpha=alpha, budget=budget, penalised=True)
@@ -63,6 +70,7 @@ def test_never_above_the_true_share_for_any_picks(pool: np.ndarray, budget: int,
 
 @given(pools(), st.integers(1, 4), st.sampled_from([1e-2, 1.0, 50.0]))
 def test_never_above_the_true_share_for_greedy_picks(pool: np.ndarray, budget: int, alpha: float) -> None:
+    within_digits(pool, alpha)
     picks = greedy(pool, budget, alpha)
     best = max(information(pool[list(s)], alpha) for s in itertools.combinations(range(len(pool)), budget))
     certificate = certify(Rows(pool), picks, alpha=alpha, budget=budget)

@@ -18,6 +18,7 @@ from spice_select.selection import log_det, select, stochastic
 from spice_select.selection.bounds import Bounds
 from spice_select.selection.budget import Budget
 from spice_select.selection.conflict import Conflict, Score, against_pool
+from spice_select.selection.engines import threads_of
 from spice_select.selection.fisher import LogDet
 from spice_select.selection.greedy import run_greedy
 from spice_select.selection.on_device import DeviceDense, DeviceLazy
@@ -113,6 +114,37 @@ def test_linear_algebra_keeps_to_one_thread_only_while_samples_are_shown(loop: s
     # The second round of partitions is exact.
     assert set(seen) == ({1, 2} if loop == "stochastic" else {2})
     assert after == 2
+
+
+def test_loops_that_overlap_give_the_threads_back_together():
+    with threadpool_limits(2, user_api="blas"):
+        with pytest.raises(KeyboardInterrupt), threads_of("stochastic"):
+            raise KeyboardInterrupt
+        first, second = threads_of("stochastic"), threads_of("stochastic")
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        within = max(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        second.__exit__(None, None, None)
+        after = max(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+    assert (within, after) == (1, 2)
+
+
+def test_the_largest_eigenvalue_is_looked_at_oftener_while_it_falls_fast(monkeypatch):
+    looks: list[int] = []
+    largest = Symmetric.largest
+    monkeypatch.setattr(Symmetric, "largest", lambda self: looks.append(1) or largest(self))
+    g = clustered(400, 100)
+    pool, information = Pool(ArrayRows(g)), LogDet(1.0, 100)
+    known = Bounds(pool, information, Conflict(100), Score(), np.ones(400, bool), at_first=1.25)
+    seen = []
+    for row in g.astype(np.float64):
+        information.add(row)
+        before = len(looks)
+        known.tighten()
+        if len(looks) > before:
+            seen.append(information.size)
+    assert seen == [100, 126, 158, 198, 248, 298, 358]
 
 
 def test_a_row_is_not_screened_again_within_a_few_picks(monkeypatch):

@@ -97,9 +97,7 @@ def test_the_stochastic_loop_by_hand() -> None:
     assert loop_seconds(work, replace(NOTHING, sort=1.0)) == pytest.approx(10 * 4 * 200)
     assert loop_seconds(work, replace(NOTHING, matvec=1.0)) == pytest.approx(10 * 0.3 * 100 * 10)
     # All that are drawn are gathered where that is fewer than would be screened, and two rows a pick exactly.
-    assert loop_seconds(work, replace(NOTHING, gather=1.0)) == pytest.approx(
-        (13.5 * _looked_at(work) ** 0.72 + 20) * 100
-    )
+    assert loop_seconds(work, replace(NOTHING, gather=1.0)) == pytest.approx((1.1 * _looked_at(work) + 20) * 100)
     alike = replace(work, alike=True)
     assert loop_seconds(alike, replace(NOTHING, gather=1.0)) == pytest.approx((10 * 200 + 20) * 100)
 

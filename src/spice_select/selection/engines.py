@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,17 +49,34 @@ class Recipe:
     device: str = "cpu"
 
 
+_LOCK = threading.Lock()
+_showing = 0
+_limits: threadpool_limits | None = None
+
+
 @contextmanager
 def threads_of(loop: str) -> Iterator[None]:
     """Linear algebra in one thread while samples are drawn and shown.
 
-    Products of a hundred rows gain less from a second thread than it costs to wait for it at each of them.
+    Products of a hundred rows gain less from a second thread than it costs to wait for it at each of them. The limit is
+    the whole process's: of loops that run at the same time the first sets it, and the last takes it back.
     """
     if loop != "stochastic":
         yield
         return
-    with threadpool_limits(1, user_api="blas"):
+    global _showing, _limits
+    with _LOCK:
+        _showing += 1
+        if _showing == 1:
+            _limits = threadpool_limits(1, user_api="blas")
+    try:
         yield
+    finally:
+        with _LOCK:
+            _showing -= 1
+            if _showing == 0 and _limits is not None:
+                _limits.restore_original_limits()
+                _limits = None
 
 
 def resolve_loop(loop: str, fisher: FisherName, n: int, dim: int, device: str = "cpu") -> str:
